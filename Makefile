@@ -1,0 +1,45 @@
+# make demo and make test do everything on a machine that has Python >= 3.10 and make, and nothing else.
+#   make demo    a trained transformer, opened up
+#   make test    the tests
+#   make check   formatting, lint and types, then the tests
+#   make bench   speed, next to transformers
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint check bench format clean
+
+demo: $(INSTALLED)
+	$(BIN)/nnzoo demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint
+	$(MAKE) test
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.run
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# setuptools first and no build isolation, so that the pins hold for the build too
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("nnzoo needs Python >= 3.10, and $(PYTHON) is %d.%d; try: make PYTHON=python3.12" % v[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

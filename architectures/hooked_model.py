@@ -1,0 +1,235 @@
+"""The immediate API of every model: run it, with hooks or a cache, on ids or text.
+
+The names and arguments are those of TransformerLens's HookedTransformer. A model file adds the equations: `begin`,
+`blocks`, `finish`, and `forward`, which calls them.
+"""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from nnzoo.architectures.activation_cache import ActivationCache, Recorder
+from nnzoo.architectures.hooks import Handle, HookFunction, HookPoint, named_hook_points
+from nnzoo.architectures.kv_cache import KVCache
+from nnzoo.architectures.text import TextMethods
+from nnzoo.architectures.weight_views import WeightViews
+
+NamesFilter = str | re.Pattern | Iterable[str] | Callable[[str], bool] | None
+Hooks = Sequence[tuple[NamesFilter, HookFunction]]
+
+
+class Unembed(nn.Module):
+    """From the residual stream to logits: x W_U."""
+
+    def __init__(self, d_model: int, d_vocab: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_vocab, d_model))
+        self.register_parameter("bias", None)  # weight processing adds one
+        nn.init.normal_(self.weight, std=0.02)
+        self.hook_in = HookPoint("batch pos d_model")
+        self.hook_out = HookPoint("batch pos d_vocab")
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        return self.hook_out(nn.functional.linear(self.hook_in(x), self.weight, self.bias))
+
+
+class HookedModel(WeightViews, TextMethods, nn.Module):
+    """A language model whose every intermediate value has a name."""
+
+    config: Any
+    blocks: nn.ModuleList
+    hook_points: dict[str, HookPoint]
+    window: int | None = None  # how many tokens back a query sees, itself included; None: all
+
+    def setup(self) -> None:
+        """Name the hook points; the last line of a model's `__init__`."""
+        if self.config.tied:
+            self.unembed.weight = self.embed.weight
+        self.hook_points = dict(named_hook_points(self))
+        for name, point in self.hook_points.items():
+            point.name, point.sizes = name, self.axis_sizes
+
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """The axes of hook points that the config decides: {"d_model": 768, "head": 12, ...}."""
+        c = self.config
+        return {
+            "d_model": c.d_model,
+            "3*d_model": 3 * c.d_model,
+            "head": c.n_heads,
+            "kv_head": c.n_kv_heads,
+            "d_head": c.d_head,
+            "d_mlp": c.d_mlp,
+            "d_vocab": c.d_vocab,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    def __call__(
+        self,
+        input: str | list[str] | Tensor,
+        *,
+        return_type: str | None = "logits",
+        loss_per_token: bool = False,
+        attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None = None,
+        cache: KVCache | None = None,
+        stop_at_layer: int | None = None,
+    ) -> Any:
+        """Run the model on text or ids [batch pos] (or [pos]).
+
+        `return_type` is "logits" [batch pos d_vocab], "loss" (the mean cross-entropy of each next token, padding left
+        out; [batch pos-1] with `loss_per_token`), "both" (logits and loss) or None. With `stop_at_layer` comes back
+        the residual stream [batch pos d_model] as it enters that block; negative counts from the end, `n_layers` is
+        what leaves the last one. `attention_mask` is True or 1 at tokens, 0 at padding (either side); text is padded
+        on the left. With a `cache`, the input follows what the cache has read.
+        """
+        if return_type not in ("logits", "loss", "both", None):
+            raise ValueError(f"return_type is 'logits', 'loss', 'both' or None, not {return_type!r}")
+        tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
+        if stop_at_layer is not None:
+            stop_at_layer = self._block_index(stop_at_layer)
+        out = super().__call__(tokens, attention_mask, cache, stop_at_layer)
+        if stop_at_layer is not None or return_type == "logits":
+            return out
+        if return_type is None:
+            return None
+        loss = self.loss(out, tokens, attention_mask, per_token=loss_per_token)
+        return loss if return_type == "loss" else (out, loss)
+
+    def new_cache(self) -> KVCache:
+        """An empty KV cache, to be passed as `cache=` with each part of a text."""
+        return KVCache(len(self.blocks), self.window)
+
+    def loss(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+        *,
+        per_token: bool = False,
+    ) -> Float[Tensor, "*loss"]:
+        """Cross-entropy of each next token in nats: its mean, or [batch pos-1]; 0 per token where one is padding."""
+        losses = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+        if attention_mask is None:
+            return losses if per_token else losses.mean()
+        counted = attention_mask[:, 1:].bool() & attention_mask[:, :-1].bool()
+        losses = losses.masked_fill(~counted, 0)
+        return losses if per_token else losses.sum() / counted.sum()
+
+    # --- hooks -------------------------------------------------------------------------------------------------
+
+    def select(self, names: NamesFilter) -> list[HookPoint]:
+        """The hook points that a filter names: a name, a glob ("blocks.*.hook_resid_post"), a compiled regular
+        expression, several of these, or a function of the name; None: those that a cache holds by default.
+
+        Raises KeyError, with the nearest names, where nothing matches.
+        """
+        if names is None:
+            return [point for point in self.hook_points.values() if not point.on_request]
+        if callable(names):
+            found = [point for name, point in self.hook_points.items() if names(name)]
+            if not found:
+                raise KeyError(f"the filter {names!r} accepts none of the model's {len(self.hook_points)} hook points")
+            return found
+        if isinstance(names, (str, re.Pattern)):
+            return self._matching(names)
+        found = {point.name: point for name in names for point in self._matching(name)}
+        return list(found.values())
+
+    def _matching(self, name: str | re.Pattern) -> list[HookPoint]:
+        if isinstance(name, str) and name in self.hook_points:
+            return [self.hook_points[name]]
+        pattern = re.compile(fnmatch.translate(name)) if isinstance(name, str) else name
+        found = [point for full, point in self.hook_points.items() if pattern.fullmatch(full)]
+        if not found:
+            near = difflib.get_close_matches(getattr(name, "pattern", name), self.hook_points, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else "; model.hook_points lists them"
+            raise KeyError(f"no hook point matches {getattr(name, 'pattern', name)!r}{hint}")
+        return found
+
+    def add_hook(
+        self, name: NamesFilter, fn: HookFunction, dir: str = "fwd", *, is_permanent: bool = False, prepend: bool = False
+    ) -> list[Handle]:
+        """Listen at hook points until `reset_hooks` (never, if permanent). `dir` is "fwd" or "bwd"."""
+        if dir not in ("fwd", "bwd"):
+            raise ValueError(f"dir is 'fwd' or 'bwd', not {dir!r}")
+        adding = HookPoint.add_hook if dir == "fwd" else HookPoint.add_backward_hook
+        return [adding(point, fn, permanent=is_permanent, prepend=prepend) for point in self.select(name)]
+
+    def reset_hooks(self, *, including_permanent: bool = False) -> None:
+        """Remove every hook, permanent ones only if asked."""
+        for point in self.hook_points.values():
+            point.hooks[:] = [] if including_permanent else [hook for hook in point.hooks if hook.permanent]
+
+    @contextmanager
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator["HookedModel"]:
+        """Listen inside the `with`, and only there, whatever happens in it."""
+        handles: list[Handle] = []
+        try:
+            for name, fn in fwd_hooks:
+                handles += self.add_hook(name, fn)
+            for name, fn in bwd_hooks:
+                handles += self.add_hook(name, fn, dir="bwd")
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run_with_hooks(
+        self, input: str | list[str] | Tensor, *, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any
+    ) -> Any:
+        """Run once with `[(name, fn), ...]` listening; fn(value, hook) returns a replacement or None.
+
+        Backward hooks have to outlive the call, since backward comes after it: they go with `reset_hooks`.
+        """
+        for name, fn in bwd_hooks:
+            self.add_hook(name, fn, dir="bwd")
+        with self.hooks(fwd_hooks):
+            return self(input, **kwargs)
+
+    def run_with_cache(
+        self,
+        input: str | list[str] | Tensor,
+        *,
+        names_filter: NamesFilter = None,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """Run, and keep what passes the hook points that `names_filter` selects.
+
+        Without a filter: all but the few that are marked `on_request`, whose values are n_heads times the residual
+        stream. With `incl_bwd` the output (a scalar: return_type="loss") is differentiated, and "NAME_grad" holds
+        the gradient at NAME. Hooks that edit run first: the cache holds what the model went on with.
+        """
+        recorder = Recorder(device)
+        try:
+            for point in self.select(names_filter):
+                recorder.listen(point, gradients=incl_bwd)
+            out = self(input, **kwargs)
+            if incl_bwd:
+                out.backward()
+        finally:
+            recorder.stop()
+        cache = ActivationCache(recorder.values(), self)
+        return out, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def _block_index(self, layer: int) -> int:
+        n = len(self.blocks)
+        if not -n <= layer <= n:
+            raise ValueError(f"stop_at_layer={layer}, but the model has {n} blocks (0 to {n})")
+        return layer % n if layer < 0 else layer

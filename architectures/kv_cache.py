@@ -1,0 +1,83 @@
+"""The KV cache: keys and values of the tokens a model has read, so that the next token costs one position."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class KVCache:
+    """Keys (after rotary) and values of every layer, and which of the tokens read were padding.
+
+    `window` bounds what is kept, for models that attend to the last `window` tokens only.
+
+    >>> cache = KVCache(n_layers=2)
+    >>> k = torch.zeros(1, 5, 4, 8)  # [batch pos kv_head d_head]
+    >>> keys, values = cache.append(0, k, k)
+    >>> keys, values = cache.append(0, k[:, :1], k[:, :1])
+    >>> keys.shape
+    torch.Size([1, 6, 4, 8])
+    """
+
+    def __init__(self, n_layers: int, window: int | None = None) -> None:
+        self.window = window
+        self.mask: Bool[Tensor, "batch seen"] | None = None  # False: padding. None: no token was
+        self._layers = [LayerCache(window) for _ in range(n_layers)]
+
+    def append(
+        self, layer: int, k: Float[Tensor, "batch pos kv_head d_head"], v: Float[Tensor, "batch pos kv_head d_head"]
+    ) -> tuple[Float[Tensor, "batch key_pos kv_head d_head"], Float[Tensor, "batch key_pos kv_head d_head"]]:
+        """Add a pass's keys and values to a layer; what comes back are all that its queries may look at."""
+        return self._layers[layer].append(k, v)
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far. Raises RuntimeError if a pass stopped half-way and left the layers at odds."""
+        lengths = [layer.seen for layer in self._layers]
+        if len(set(lengths)) > 1:
+            raise RuntimeError(
+                f"the blocks of this cache have keys of {lengths} tokens: a pass that filled it stopped half-way. "
+                "Start again with a new cache."
+            )
+        return lengths[0]
+
+
+class LayerCache:
+    """One layer's keys and values, in buffers that grow by doubling."""
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+        self.seen = 0  # tokens appended so far
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+        self._used = 0  # of them, in the buffers
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if self._k is not None and len(k) != len(self._k):
+            raise ValueError(f"this cache was filled with a batch of {len(self._k)}, and now gets one of {len(k)}")
+        self._make_room(k)
+        start, end = self._used, self._used + k.shape[1]
+        if k.requires_grad:  # an in-place write would spoil what autograd keeps
+            self._k = torch.cat([self._k[:, :start], k], dim=1)
+            self._v = torch.cat([self._v[:, :start], v], dim=1)
+        else:
+            self._k[:, start:end] = k
+            self._v[:, start:end] = v
+        self._used, self.seen = end, self.seen + k.shape[1]
+        first = max(0, end - (self.window - 1 + k.shape[1])) if self.window else 0
+        return self._k[:, first:end], self._v[:, first:end]
+
+    def _make_room(self, k: Tensor) -> None:
+        batch, n_pos, heads, d_head = k.shape
+        if self._k is None:
+            self._k, self._v = (k.new_empty(batch, 0, heads, d_head) for _ in range(2))
+        if self._used + n_pos <= self._k.shape[1]:
+            return
+        keep = self._used if self.window is None else min(self._used, self.window - 1)
+        capacity = max(2 * (keep + n_pos), 64)
+        self._k, self._v = (self._moved(old, keep, capacity) for old in (self._k, self._v))
+        self._used = keep
+
+    def _moved(self, old: Tensor, keep: int, capacity: int) -> Tensor:
+        new = old.new_empty(old.shape[0], capacity, *old.shape[2:])
+        new[:, :keep] = old[:, self._used - keep : self._used]
+        return new

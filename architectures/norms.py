@@ -1,0 +1,69 @@
+"""LayerNorm and RMSNorm, with hook points for what happens inside.
+
+Somebody at `hook_scale` or `hook_normalized` puts the norm on its explicit path; else it runs fused.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nnzoo.architectures.hooks import HookPoint
+
+
+class Norm(nn.Module):
+    """What the two norms share: the hook points, and the choice between the fused and the explicit path."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.hook_in = HookPoint("batch pos d_model")
+        self.hook_scale = HookPoint("batch pos 1")
+        self.hook_normalized = HookPoint("batch pos d_model")
+        self.hook_out = HookPoint("batch pos d_model")
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        x = self.hook_in(x)
+        if self.hook_scale.hooks or self.hook_normalized.hooks:
+            return self.hook_out(self.explicit(x))
+        return self.hook_out(self.fused(x))
+
+    def explicit(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        raise NotImplementedError
+
+    def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        raise NotImplementedError
+
+
+class LayerNorm(Norm):
+    """Centre, divide by the standard deviation, then scale and shift (https://arxiv.org/abs/1607.06450)."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__(d_model, eps)
+        self.bias = nn.Parameter(torch.zeros(d_model))
+
+    def explicit(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        x = x - x.mean(dim=-1, keepdim=True)
+        scale = self.hook_scale((x.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt())
+        return self.hook_normalized(x / scale) * self.weight + self.bias
+
+    def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(Norm):
+    """Divide by the root mean square, then scale (https://arxiv.org/abs/1910.07467).
+
+    The statistics are taken in float32 whatever the model's dtype, as LLaMA was trained, float64 included.
+    """
+
+    def explicit(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        wide = x.float()
+        inverse = (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).rsqrt()
+        scale = (1 / inverse).to(x.dtype)
+        change = scale / self.hook_scale(scale)  # exactly 1 while nobody changes it: looking must not move the last bits
+        return self.weight * self.hook_normalized((wide * inverse).to(x.dtype) * change)
+
+    def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        wide = x.float()
+        return self.weight * (wide * (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).rsqrt()).to(x.dtype)

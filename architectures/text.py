@@ -1,0 +1,115 @@
+"""Between text and token ids; a mixin of HookedModel.
+
+The tokenizer is whatever the model was given as `model.tokenizer`: a Hugging Face tokenizer, or anything that encodes
+and decodes as one.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class TextMethods:
+    """What a HookedModel does with text."""
+
+    _tokenizer: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer; a ValueError that says what to do where the model has none."""
+        if self._tokenizer is None:
+            raise ValueError("this model has no tokenizer: pass token ids, or set model.tokenizer")
+        if not hasattr(self._tokenizer, "decode") and callable(self._tokenizer):
+            self._tokenizer = self._tokenizer()  # a loader: tokenizers are slow to import, and not everybody uses text
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def to_tokens(self, text: str | list[str], *, prepend_bos: bool = False) -> Int[Tensor, "batch pos"]:
+        """Ids of one text or several, padded on the left.
+
+        No token is added unless asked: what the tokenizer itself adds (LLaMA's "<s>") is always there once.
+        """
+        return self._encode(text, prepend_bos)[0]
+
+    def tokens_and_mask(
+        self, input: str | list[str] | Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
+        """Ids on the model's device, and where they are not padding (None: nowhere)."""
+        if not isinstance(input, Tensor):
+            input, attention_mask = self._encode(input)
+        tokens = input[None] if input.ndim == 1 else input
+        _check_tokens(tokens, self.config.d_vocab)
+        if attention_mask is not None:
+            attention_mask = attention_mask[None] if attention_mask.ndim == 1 else attention_mask
+            if attention_mask.shape != tokens.shape:
+                raise ValueError(f"attention_mask is {list(attention_mask.shape)}, the tokens {list(tokens.shape)}")
+            attention_mask = attention_mask.to(self.device).bool()
+        return tokens.to(self.device), attention_mask
+
+    def to_string(self, tokens: Int[Tensor, "*batch"] | list[int] | int) -> str | list[str]:
+        """Text of ids: one string for one row (or one id), a list for a batch."""
+        tokens = torch.as_tensor(tokens)
+        if tokens.ndim == 2:
+            return [self.tokenizer.decode(row) for row in tokens.tolist()]
+        return self.tokenizer.decode(tokens.reshape(-1).tolist())
+
+    def to_str_tokens(self, input: str | list[str] | Tensor, *, prepend_bos: bool = False) -> list[str] | list[list[str]]:
+        """Each token's own text: a list for one prompt, a list of lists for several."""
+        if isinstance(input, list):
+            return [self.to_str_tokens(text, prepend_bos=prepend_bos) for text in input]
+        tokens = self.to_tokens(input, prepend_bos=prepend_bos)[0] if isinstance(input, str) else input
+        if tokens.ndim == 2:
+            if len(tokens) > 1:
+                return [self.to_str_tokens(row) for row in tokens]
+            tokens = tokens[0]
+        return [self.tokenizer.decode([token]) for token in tokens.tolist()]
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token; ValueError with its pieces where it is more."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            pieces = [self.tokenizer.decode([i]) for i in ids]
+            raise ValueError(f"{text!r} is {len(ids)} tokens, not one: {pieces}. A leading space may be missing.")
+        return ids[0]
+
+    def to_single_str_token(self, token: int) -> str:
+        """The text of one id."""
+        return self.tokenizer.decode([token])
+
+    def _encode(self, text: str | list[str], prepend_bos: bool = False) -> tuple[Tensor, Tensor | None]:
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [self.tokenizer.encode(one) for one in texts]
+        if prepend_bos:
+            bos = self.tokenizer.bos_token_id
+            rows = [row if row[:1] == [bos] else [bos, *row] for row in rows]
+        return pad_left(rows, self._pad_id(rows), self.device)
+
+    def _pad_id(self, rows: list[list[int]]) -> int:
+        if len({len(row) for row in rows}) <= 1:
+            return 0
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((i for i in candidates if i is not None), 0)  # masked out: any id will do
+
+
+def pad_left(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows of ids as one tensor, padded on the left, and its mask (None where nothing was padded)."""
+    width = max((len(row) for row in rows), default=0)
+    tokens = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], dtype=torch.long, device=device)
+    if all(len(row) == width for row in rows):
+        return tokens.reshape(len(rows), width), None
+    mask = [[False] * (width - len(row)) + [True] * len(row) for row in rows]
+    return tokens, torch.tensor(mask, device=device)
+
+
+def _check_tokens(tokens: Tensor, d_vocab: int) -> None:
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise ValueError(f"tokens are integers [batch pos] or [pos], not {tokens.dtype} {list(tokens.shape)}")
+    if tokens.numel() == 0:
+        raise ValueError(f"the prompt is empty: tokens are {list(tokens.shape)}, and a model needs at least one")
+    if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < d_vocab:
+        raise ValueError(f"token ids run from 0 to {d_vocab - 1}, but got {int(tokens.min())} to {int(tokens.max())}")

@@ -1,0 +1,97 @@
+"""The weights in TransformerLens's shapes and names; a mixin of HookedModel.
+
+The model keeps Hugging Face's two-dimensional layout. What stands here are views of it (or, for all layers at once,
+stacks): `model.blocks[3].attn.W_Q` is [head d_model d_head], `model.W_Q` is [layer head d_model d_head]. Weights
+multiply from the right: x @ W.
+"""
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor
+
+
+class WeightViews:
+    """Weights of the whole model; those of one layer are on its `attn` and `mlp`."""
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        return self.embed.weight
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        return self.unembed.weight.t()
+
+    @property
+    def b_U(self) -> Float[Tensor, "d_vocab"]:
+        bias = self.unembed.bias
+        return self.unembed.weight.new_zeros(self.config.d_vocab) if bias is None else bias
+
+    @property
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
+        return self._stack("attn", "W_Q")
+
+    @property
+    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Repeated to the number of query heads; `_W_K` is as stored, [layer kv_head d_model d_head]."""
+        return self._repeat(self._W_K)
+
+    @property
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Repeated to the number of query heads; `_W_V` is as stored, [layer kv_head d_model d_head]."""
+        return self._repeat(self._W_V)
+
+    @property
+    def _W_K(self) -> Float[Tensor, "layer kv_head d_model d_head"]:
+        return self._stack("attn", "W_K")
+
+    @property
+    def _W_V(self) -> Float[Tensor, "layer kv_head d_model d_head"]:
+        return self._stack("attn", "W_V")
+
+    @property
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
+        return self._stack("attn", "W_O")
+
+    @property
+    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
+        return self._stack("mlp", "W_in")
+
+    @property
+    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"]:
+        return self._stack("mlp", "W_gate")
+
+    @property
+    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
+        return self._stack("mlp", "W_out")
+
+    @property
+    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
+        return self._stack("attn", "b_Q")
+
+    @property
+    def b_K(self) -> Float[Tensor, "layer head d_head"]:
+        return self._repeat(self._stack("attn", "b_K"))
+
+    @property
+    def b_V(self) -> Float[Tensor, "layer head d_head"]:
+        return self._repeat(self._stack("attn", "b_V"))
+
+    @property
+    def b_O(self) -> Float[Tensor, "layer d_model"]:
+        return self._stack("attn", "b_O")
+
+    @property
+    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
+        return self._stack("mlp", "b_in")
+
+    @property
+    def b_out(self) -> Float[Tensor, "layer d_model"]:
+        return self._stack("mlp", "b_out")
+
+    def _stack(self, part: str, name: str) -> Tensor:
+        return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
+
+    def _repeat(self, stacked: Tensor) -> Tensor:
+        group = self.config.n_heads // self.config.n_kv_heads
+        return stacked if group == 1 else repeat(stacked, "layer h ... -> layer (h g) ...", g=group)
