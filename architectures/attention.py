@@ -12,6 +12,7 @@ Papers: https://arxiv.org/abs/1706.03762, grouped queries https://arxiv.org/abs/
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import einsum, reduce, repeat
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
-from nnzoo.architectures.rotary import Rotation
 
 
 @dataclass
@@ -29,11 +29,11 @@ class Span:
 
     positions: Int[Tensor, "batch pos"]
     causal: bool  # the mask is the plain triangle, or nothing at all where there is one query
-    mask: Bool[Tensor, "batch 1 query key"] | None  # True: the query may look at the key
+    mask: Bool[Tensor, "#batch 1 query key"] | None  # True: the query may look at the key
     blind: Bool[Tensor, "batch query"] | None  # queries that may look at nothing: padding
     cache: KVCache | None
     seen: Bool[Tensor, "batch seen"] | None  # all tokens up to the last of this pass, False: padding. None: no padding
-    rotation: Rotation | None = None
+    rotation: Any = None  # the pass's Rotation, in models that turn their queries and keys
 
     @property
     def n_pos(self) -> int:
@@ -147,7 +147,7 @@ def _hidden(span: Span, scores: Tensor) -> Tensor | None:
     return torch.ones(n_query, n_key, dtype=torch.bool, device=scores.device).triu(1) if n_query > 1 else None
 
 
-def split_inputs(block: nn.Module, x: Float[Tensor, "batch pos d_model"]) -> dict[str, Tensor]:
+def split_inputs(block: Any, x: Float[Tensor, "batch pos d_model"]) -> dict[str, Tensor]:
     """By how much the normed inputs of q, k and v, each head with a copy of its own, differ from the shared one.
 
     Empty unless somebody listens to `hook_attn_in`, `hook_q_input`, `hook_k_input` or `hook_v_input`; without a
@@ -175,6 +175,8 @@ class Attention(nn.Module):
     A family adds the projections, `W_Q`, `W_K`, `W_V`, `W_O` and `b_O` in TransformerLens's shapes, and `forward`.
     """
 
+    out: Any  # the projection from z, heads merged, to the residual stream
+
     def __init__(self, n_heads: int, n_kv_heads: int, d_head: int) -> None:
         super().__init__()
         self.n_heads = n_heads
@@ -192,9 +194,10 @@ class Attention(nn.Module):
     def hooked_qkv(self, q: Tensor, k: Tensor, v: Tensor, split: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values with what the heads' own inputs add to them."""
         if split:
+            weights: dict[str, Any] = {"q": self.W_Q, "k": self.W_K, "v": self.W_V}
             q, k, v = (
-                x + einsum(split[name], W, "b p h d, h d d_head -> b p h d_head") if name in split else x
-                for x, name, W in ((q, "q", self.W_Q), (k, "k", self.W_K), (v, "v", self.W_V))
+                x + einsum(split[name], weights[name], "b p h d, h d d_head -> b p h d_head") if name in split else x
+                for x, name in ((q, "q"), (k, "k"), (v, "v"))
             )
         return self.hook_q(q), self.hook_k(k), self.hook_v(v)
 
@@ -202,5 +205,6 @@ class Attention(nn.Module):
         """The sum over heads of z . W_O, plus the bias; head by head where somebody listens to `hook_result`."""
         if not self.hook_result.hooks:
             return self.out(z.flatten(2))
-        result = self.hook_result(einsum(z, self.W_O, "b p h d_head, h d_head d -> b p h d")).sum(dim=2)
+        W_O: Any = self.W_O
+        result = self.hook_result(einsum(z, W_O, "b p h d_head, h d_head d -> b p h d")).sum(dim=2)
         return result if self.out.bias is None else result + self.out.bias

@@ -16,17 +16,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from nnzoo.architectures.activation_cache import ActivationCache, Recorder
+from nnzoo.architectures.attention import Span
 from nnzoo.architectures.hooks import Handle, HookFunction, HookPoint, named_hook_points
 from nnzoo.architectures.kv_cache import KVCache
+from nnzoo.architectures.slices import SliceInput
 from nnzoo.architectures.text import TextMethods
 from nnzoo.architectures.weight_views import WeightViews
 
-NamesFilter = str | re.Pattern | Iterable[str] | Callable[[str], bool] | None
+NamesFilter = str | re.Pattern | Iterable[str | re.Pattern] | Callable[[str], bool] | None
 Hooks = Sequence[tuple[NamesFilter, HookFunction]]
 
 
 class Unembed(nn.Module):
     """From the residual stream to logits: x W_U."""
+
+    bias: nn.Parameter | None
 
     def __init__(self, d_model: int, d_vocab: int) -> None:
         super().__init__()
@@ -43,9 +47,8 @@ class Unembed(nn.Module):
 class HookedModel(WeightViews, TextMethods, nn.Module):
     """A language model whose every intermediate value has a name."""
 
-    config: Any
-    blocks: nn.ModuleList
     hook_points: dict[str, HookPoint]
+    origin: Any = None  # what the checkpoint says beside the equations, for whoever loads and saves it
     window: int | None = None  # how many tokens back a query sees, itself included; None: all
 
     def setup(self) -> None:
@@ -109,6 +112,19 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
         loss = self.loss(out, tokens, attention_mask, per_token=loss_per_token)
         return loss if return_type == "loss" else (out, loss)
 
+    def begin(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Span]:
+        """The residual stream as it enters the first block, and what the blocks need to know of the tokens."""
+        raise NotImplementedError
+
+    def finish(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits from the residual stream as it leaves the last block."""
+        raise NotImplementedError
+
     def new_cache(self) -> KVCache:
         """An empty KV cache, to be passed as `cache=` with each part of a text."""
         return KVCache(len(self.blocks), self.window)
@@ -146,8 +162,7 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
             return found
         if isinstance(names, (str, re.Pattern)):
             return self._matching(names)
-        found = {point.name: point for name in names for point in self._matching(name)}
-        return list(found.values())
+        return list({point.name: point for name in names for point in self._matching(name)}.values())
 
     def _matching(self, name: str | re.Pattern) -> list[HookPoint]:
         if isinstance(name, str) and name in self.hook_points:
@@ -155,13 +170,20 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
         pattern = re.compile(fnmatch.translate(name)) if isinstance(name, str) else name
         found = [point for full, point in self.hook_points.items() if pattern.fullmatch(full)]
         if not found:
-            near = difflib.get_close_matches(getattr(name, "pattern", name), self.hook_points, n=3, cutoff=0.5)
+            asked = name if isinstance(name, str) else name.pattern
+            near = difflib.get_close_matches(asked, self.hook_points, n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else "; model.hook_points lists them"
-            raise KeyError(f"no hook point matches {getattr(name, 'pattern', name)!r}{hint}")
+            raise KeyError(f"no hook point matches {asked!r}{hint}")
         return found
 
     def add_hook(
-        self, name: NamesFilter, fn: HookFunction, dir: str = "fwd", *, is_permanent: bool = False, prepend: bool = False
+        self,
+        name: NamesFilter,
+        fn: HookFunction,
+        dir: str = "fwd",
+        *,
+        is_permanent: bool = False,
+        prepend: bool = False,
     ) -> list[Handle]:
         """Listen at hook points until `reset_hooks` (never, if permanent). `dir` is "fwd" or "bwd"."""
         if dir not in ("fwd", "bwd"):
@@ -208,15 +230,17 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
         device: torch.device | str | None = None,
         remove_batch_dim: bool = False,
         incl_bwd: bool = False,
+        pos_slice: SliceInput = None,
         **kwargs: Any,
     ) -> tuple[Any, ActivationCache]:
         """Run, and keep what passes the hook points that `names_filter` selects.
 
         Without a filter: all but the few that are marked `on_request`, whose values are n_heads times the residual
         stream. With `incl_bwd` the output (a scalar: return_type="loss") is differentiated, and "NAME_grad" holds
-        the gradient at NAME. Hooks that edit run first: the cache holds what the model went on with.
+        the gradient at NAME. `pos_slice` keeps some positions only: -1, (0, 5), [2, 4]; the axis stays. Hooks that edit
+        run first: the cache holds what the model went on with.
         """
-        recorder = Recorder(device)
+        recorder = Recorder(device, pos_slice)
         try:
             for point in self.select(names_filter):
                 recorder.listen(point, gradients=incl_bwd)

@@ -97,7 +97,7 @@ class Edit(Listener):
         if new is None:
             return own
         check_replacement(new, value, point)
-        return new
+        return new if new is own else new.clone()  # one buffer may be filled and given back at several hook points
 
 
 class Read(Listener):

@@ -47,12 +47,11 @@ class LayerCache:
     def __init__(self, window: int | None) -> None:
         self.window = window
         self.seen = 0  # tokens appended so far
-        self._k: Tensor | None = None
-        self._v: Tensor | None = None
+        self._k = self._v = torch.empty(0, 0, 0, 0)  # [batch capacity kv_head d_head], of the first append's kind
         self._used = 0  # of them, in the buffers
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self._k is not None and len(k) != len(self._k):
+        if self.seen and len(k) != len(self._k):
             raise ValueError(f"this cache was filled with a batch of {len(self._k)}, and now gets one of {len(k)}")
         self._make_room(k)
         start, end = self._used, self._used + k.shape[1]
@@ -68,7 +67,7 @@ class LayerCache:
 
     def _make_room(self, k: Tensor) -> None:
         batch, n_pos, heads, d_head = k.shape
-        if self._k is None:
+        if not self.seen:
             self._k, self._v = (k.new_empty(batch, 0, heads, d_head) for _ in range(2))
         if self._used + n_pos <= self._k.shape[1]:
             return

@@ -18,7 +18,6 @@ Papers: https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2307.09288, http
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn

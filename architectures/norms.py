@@ -61,7 +61,8 @@ class RMSNorm(Norm):
         wide = x.float()
         inverse = (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).rsqrt()
         scale = (1 / inverse).to(x.dtype)
-        change = scale / self.hook_scale(scale)  # exactly 1 while nobody changes it: looking must not move the last bits
+        # exactly 1 while nobody changes the scale: looking must not move the last bits
+        change = scale / self.hook_scale(scale)
         return self.weight * self.hook_normalized((wide * inverse).to(x.dtype) * change)
 
     def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:

@@ -14,6 +14,8 @@ from torch import Tensor
 class TextMethods:
     """What a HookedModel does with text."""
 
+    config: Any
+    device: Any
     _tokenizer: Any = None
 
     @property
@@ -34,12 +36,16 @@ class TextMethods:
 
         No token is added unless asked: what the tokenizer itself adds (LLaMA's "<s>") is always there once.
         """
-        return self._encode(text, prepend_bos)[0]
+        return self._encode(text, prepend_bos)[0].to(self.device)
 
     def tokens_and_mask(
-        self, input: str | list[str] | Tensor, attention_mask: Tensor | None = None
+        self,
+        input: str | list[str] | Tensor,
+        attention_mask: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
-        """Ids on the model's device, and where they are not padding (None: nowhere)."""
+        """Ids, and where they are not padding (None: nowhere), on a device: the model's, unless another is named."""
+        device = self.device if device is None else device
         if not isinstance(input, Tensor):
             input, attention_mask = self._encode(input)
         tokens = input[None] if input.ndim == 1 else input
@@ -48,8 +54,8 @@ class TextMethods:
             attention_mask = attention_mask[None] if attention_mask.ndim == 1 else attention_mask
             if attention_mask.shape != tokens.shape:
                 raise ValueError(f"attention_mask is {list(attention_mask.shape)}, the tokens {list(tokens.shape)}")
-            attention_mask = attention_mask.to(self.device).bool()
-        return tokens.to(self.device), attention_mask
+            attention_mask = attention_mask.to(device).bool()
+        return tokens.to(device), attention_mask
 
     def to_string(self, tokens: Int[Tensor, "*batch"] | list[int] | int) -> str | list[str]:
         """Text of ids: one string for one row (or one id), a list for a batch."""
@@ -58,16 +64,16 @@ class TextMethods:
             return [self.tokenizer.decode(row) for row in tokens.tolist()]
         return self.tokenizer.decode(tokens.reshape(-1).tolist())
 
-    def to_str_tokens(self, input: str | list[str] | Tensor, *, prepend_bos: bool = False) -> list[str] | list[list[str]]:
+    def to_str_tokens(
+        self, input: str | list[str] | Tensor, *, prepend_bos: bool = False
+    ) -> list[str] | list[list[str]]:
         """Each token's own text: a list for one prompt, a list of lists for several."""
-        if isinstance(input, list):
-            return [self.to_str_tokens(text, prepend_bos=prepend_bos) for text in input]
-        tokens = self.to_tokens(input, prepend_bos=prepend_bos)[0] if isinstance(input, str) else input
-        if tokens.ndim == 2:
-            if len(tokens) > 1:
-                return [self.to_str_tokens(row) for row in tokens]
-            tokens = tokens[0]
-        return [self.tokenizer.decode([token]) for token in tokens.tolist()]
+        if isinstance(input, Tensor):
+            rows = [input.tolist()] if input.ndim == 1 else input.tolist()
+        else:
+            rows = self._rows(input, prepend_bos)
+        texts = [[self.tokenizer.decode([token]) for token in row] for row in rows]
+        return texts if isinstance(input, list) or len(texts) > 1 else texts[0]
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token; ValueError with its pieces where it is more."""
@@ -82,12 +88,15 @@ class TextMethods:
         return self.tokenizer.decode([token])
 
     def _encode(self, text: str | list[str], prepend_bos: bool = False) -> tuple[Tensor, Tensor | None]:
-        texts = [text] if isinstance(text, str) else list(text)
-        rows = [self.tokenizer.encode(one) for one in texts]
-        if prepend_bos:
-            bos = self.tokenizer.bos_token_id
-            rows = [row if row[:1] == [bos] else [bos, *row] for row in rows]
-        return pad_left(rows, self._pad_id(rows), self.device)
+        rows = self._rows(text, prepend_bos)
+        return pad_left(rows, self._pad_id(rows), torch.device("cpu"))
+
+    def _rows(self, text: str | list[str], prepend_bos: bool) -> list[list[int]]:
+        rows = [self.tokenizer.encode(one) for one in ([text] if isinstance(text, str) else text)]
+        if not prepend_bos:
+            return rows
+        bos = self.tokenizer.bos_token_id
+        return [row if row[:1] == [bos] else [bos, *row] for row in rows]
 
     def _pad_id(self, rows: list[list[int]]) -> int:
         if len({len(row) for row in rows}) <= 1:

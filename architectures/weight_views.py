@@ -5,14 +5,21 @@ stacks): `model.blocks[3].attn.W_Q` is [head d_model d_head], `model.W_Q` is [la
 multiply from the right: x @ W.
 """
 
+from typing import Any
+
 import torch
 from einops import repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
 class WeightViews:
     """Weights of the whole model; those of one layer are on its `attn` and `mlp`."""
+
+    config: Any
+    embed: Any
+    blocks: Any
+    unembed: Any
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -88,6 +95,26 @@ class WeightViews:
     @property
     def b_out(self) -> Float[Tensor, "layer d_model"]:
         return self._stack("mlp", "b_out")
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, "d_model"]:
+        """The biases b_O and b_out that were added to the residual stream before a block (or before its MLP)."""
+        biases = [block.attn.b_O for block in self.blocks[: layer + mlp_input]]
+        biases += [block.mlp.b_out for block in self.blocks[:layer] if include_mlp_biases]
+        return sum(biases, start=self.embed.weight.new_zeros(self.config.d_model))
+
+    def tokens_to_residual_directions(
+        self, tokens: str | int | Int[Tensor, "*batch_and_pos"]
+    ) -> Float[Tensor, "*place d_model"]:
+        """The directions of the residual stream that raise the logits of tokens: their columns of W_U.
+
+        [d_model] for one token, whether as text, number or tensor.
+        """
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)  # type: ignore[attr-defined]  # TextMethods has it
+        ids = torch.as_tensor(tokens, device=self.unembed.weight.device)
+        return self.unembed.weight[ids.reshape(()) if ids.numel() == 1 else ids]
 
     def _stack(self, part: str, name: str) -> Tensor:
         return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])

@@ -1,1 +1,17 @@
-"""Transformer language models to look inside: clean models, named hook points, lazy traces."""
+"""Transformer language models to look inside: clean models, named hook points, lazy traces.
+
+>>> from nnzoo import LanguageModel
+>>> model = LanguageModel("nnzoo/tiny-gpt2")
+>>> with model.trace("The capital of France is"):
+...     hidden = model.transformer.h[1].output[0].save()
+>>> hidden.shape[0]
+1
+"""
+
+from nnzoo.architectures.activation_cache import ActivationCache
+from nnzoo.architectures.hooked_model import HookedModel
+from nnzoo.architectures.hooks import HookPoint
+from nnzoo.language_model import LanguageModel
+from nnzoo.weights import load
+
+__all__ = ["ActivationCache", "HookPoint", "HookedModel", "LanguageModel", "load"]

@@ -1,0 +1,1 @@
+"""How fast nnzoo is, next to transformers and others: `python -m benchmarks.run`."""

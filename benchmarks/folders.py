@@ -1,0 +1,79 @@
+"""The checkpoints that are measured: Hugging Face folders with random weights, made once and kept."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORDS = 64  # of a stand-in vocabulary: peers ask a folder for a tokenizer, though prompts are ids
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model to measure."""
+
+    name: str
+    family: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_mlp: int
+    d_vocab: int
+    tiny: bool = False  # its time is overhead, and its targets are others
+
+    def folder(self, home: Path) -> Path:
+        """Its checkpoint below `home`, written if it is not there."""
+        path = home / f"{self.name} {self.n_layers}x{self.d_model}".replace(" ", "-").lower()
+        if not (path / "tokenizer.json").exists():  # written last
+            _write(self, path)
+        return path
+
+
+SIZES = [
+    Size("GPT-2 small", "gpt2", 12, 768, 12, 3072, 50257),
+    Size("LLaMA 160M", "llama", 12, 768, 12, 2048, 32000),
+    Size("tiny GPT-2", "gpt2", 12, 96, 4, 384, 1000, tiny=True),
+    Size("tiny LLaMA", "llama", 12, 96, 4, 256, 1000, tiny=True),
+]
+MINIATURES = [
+    Size("GPT-2 miniature", "gpt2", 2, 16, 2, 32, 100),
+    Size("LLaMA miniature", "llama", 2, 16, 2, 32, 100, tiny=True),
+]
+
+
+def default_home() -> Path:
+    """Where folders and peers' environments are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nnzoo-benchmarks"
+
+
+def _write(size: Size, path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(size.family, bos_token_id=None, eos_token_id=None, **_settings(size))
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    _write_tokenizer(path)
+
+
+def _settings(size: Size) -> dict[str, Any]:
+    shared = {
+        "vocab_size": size.d_vocab,
+        "hidden_size": size.d_model,
+        "num_hidden_layers": size.n_layers,
+        "num_attention_heads": size.n_heads,
+        "max_position_embeddings": 1024,
+    }
+    return shared | {"n_inner" if size.family == "gpt2" else "intermediate_size": size.d_mlp}
+
+
+def _write_tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0", "pad_token": "w0"}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    words.save(str(path / "tokenizer.json"))

@@ -1,0 +1,90 @@
+"""From nothing to a model: import, reading a checkpoint, the first logits; each in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.folders import Size
+from benchmarks.measure import Effort, Job, alternate
+from benchmarks.report import Row, bound_row, ratio_row
+
+LOADING, IMPORTING = "Loading a checkpoint", "Importing"
+MEMORY, IMPORT_TIME = 20.0, 0.2  # MB, seconds
+
+CLOCK = """
+import json, re, time
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+"""
+IMPORT = (
+    CLOCK + "import torch; start = time.perf_counter(); import nnzoo; print(json.dumps(time.perf_counter() - start))"
+)
+IMPORTS = {
+    "nnzoo": "from nnzoo import load as read",
+    # the class itself: the automatic one imports it only when it reads, which is no part of reading
+    "transformers": "from transformers import GPT2LMHeadModel; read = GPT2LMHeadModel.from_pretrained",
+}
+LOAD = (
+    CLOCK
+    + """
+import sys
+{imports}
+before, start = anonymous(), time.perf_counter()
+model = read(sys.argv[1])
+took = time.perf_counter() - start
+print(json.dumps([took, anonymous() - before]))
+"""
+)
+FIRST = """
+import json, sys, time
+start = time.perf_counter()
+import torch
+{imports}
+model = read(sys.argv[1])
+with torch.no_grad():
+    model(torch.arange(10)[None])
+print(json.dumps(time.perf_counter() - start))
+"""
+
+
+def loading(size: Size, home: Path, effort: Effort) -> list[Row]:
+    """Seconds and anonymous memory of reading a GPT-2 folder, then seconds from the imports to the first logits."""
+    folder, memory = size.folder(home), {}
+
+    def load(name: str) -> Job:
+        def job() -> float:
+            seconds, memory[name] = run(LOAD.format(imports=IMPORTS[name]), folder)
+            return seconds
+
+        return job
+
+    megabytes = (folder / "model.safetensors").stat().st_size / 1e6
+    work = f"{size.name}, {megabytes:.0f} MB"
+    turns = alternate({name: load(name) for name in IMPORTS}, effort)
+    first = {
+        name: lambda imports=imports: run(FIRST.format(imports=imports), folder) for name, imports in IMPORTS.items()
+    }
+    starts = alternate(first, effort)
+    return [
+        ratio_row(LOADING, work, turns, "transformers", 1.0),
+        bound_row(LOADING, f"{work}: anonymous memory", memory["nnzoo"], MEMORY, "MB", _theirs(memory)),
+        ratio_row(LOADING, f"{work}: imports, loading, first logits", starts, "transformers"),
+    ]
+
+
+def importing(effort: Effort) -> list[Row]:
+    """`import nnzoo` where torch is imported already."""
+    turns = alternate({"nnzoo": lambda: run(IMPORT)}, effort)
+    return [bound_row(IMPORTING, "`import nnzoo` after `import torch`", turns.median("nnzoo"), IMPORT_TIME, "s")]
+
+
+def run(code: str, *arguments: object) -> float | list[float]:
+    """What a fresh process prints as JSON."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    return json.loads(printed.splitlines()[-1])
+
+
+def _theirs(memory: dict[str, float]) -> str:
+    return f"transformers {memory['transformers']:.3g} MB"

@@ -1,0 +1,43 @@
+"""A trace that saves one layer: what it costs beyond the blocks that it needs, and what the others ask for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.folders import Size
+from benchmarks.measure import Effort, alternate, timed
+from benchmarks.models import Pair
+from benchmarks.peers import Peer, jobs_of
+from benchmarks.report import Row, bound_row, ratio_row
+
+SUBJECT = "Trace that saves the middle layer"
+OVERHEAD = 200.0  # microseconds
+
+
+def rows(size: Size, home: Path, peers: Sequence[Peer], effort: Effort) -> list[Row]:
+    """Against the forward pass up to that layer, and transformers' whole one."""
+    pair, layer = Pair(size, home), size.n_layers // 2 - 1
+    tokens, model = pair.tokens(1, 64), pair.language_model
+    blocks = model.transformer.h if size.family == "gpt2" else model.model.layers
+
+    def trace() -> torch.Tensor:
+        with model.trace(tokens):
+            hidden = blocks[layer].output[0].save()
+        return hidden
+
+    jobs = {
+        "nnzoo": timed(trace),
+        "own blocks": timed(lambda: pair.ours(tokens, stop_at_layer=layer + 1)),
+        "transformers' forward": timed(lambda: pair.theirs(tokens, use_cache=False)),
+    }
+    for kind in ("trace", "stopped trace"):
+        jobs |= jobs_of(peers, kind, size, pair.folder, (1, 64))
+    with torch.no_grad():
+        turns = alternate(jobs, effort)
+    work = f"{size.name}, 1x64, layer {layer} of {size.n_layers}"
+    found = [ratio_row(SUBJECT, work, turns, other) for other in jobs if other not in ("nnzoo", "own blocks")]
+    if size.tiny:  # elsewhere the noise of the pass is larger than what is asked
+        extra = 1e6 * turns.difference("nnzoo", "own blocks")
+        found.append(bound_row(SUBJECT, f"{work}: beyond its own blocks", extra, OVERHEAD, "us"))
+    return found

@@ -1,0 +1,175 @@
+"""The command line: `nnzoo demo`, `nnzoo hooks`, `nnzoo verify` and `nnzoo generate`.
+
+Here are only the arguments; what a command does is in the file of its name, which is imported when it is called.
+"""
+
+import os
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter, _SubParsersAction
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+MODEL = "a folder, an id of the Hugging Face Hub, or nnzoo/tiny-gpt2, nnzoo/tiny-llama, nnzoo/tiny-mistral"
+KNOWN_ERRORS = (ImportError, LookupError, OSError, ValueError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, sys.argv's by default, and give its exit status.
+
+    0 is success, 1 a check that failed, 2 a command that cannot be carried out (one line on stderr says why; with
+    NNZOO_TRACEBACK=1 in the environment comes the traceback), 130 an interruption.
+
+    >>> main(["hooks", "no/such/folder"])
+    2
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # shades are drawn with characters that not every terminal has
+    try:
+        return _run(parser().parse_args(arguments))
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except SystemExit as end:  # argparse's: --help and --version, or usage and error already printed
+        return end.code if isinstance(end.code, int) else MISUSED
+
+
+def _run(options: Namespace) -> int:
+    try:
+        status = import_module(f"nnzoo.cli.{options.command}").run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        raise
+    except KNOWN_ERRORS as error:
+        if os.environ.get("NNZOO_TRACEBACK"):
+            raise
+        return _complain(str(error.args[0] if isinstance(error, KeyError) else error), MISUSED)
+
+
+def _complain(message: str, status: int) -> int:
+    one_line = " ".join(message.split()) or "failed without a message; NNZOO_TRACEBACK=1 shows where"
+    sys.stderr.write(f"nnzoo: {one_line}\n")
+    return status
+
+
+def parser() -> ArgumentParser:
+    """The parser of the command line.
+
+    >>> parser().parse_args(["hooks", "nnzoo/tiny-gpt2", "--layer", "2"]).layer
+    2
+    """
+    top = ArgumentParser(
+        prog="nnzoo",
+        description="Transformer language models to look inside.",
+        epilog="nnzoo COMMAND --help says more of a command. Try: nnzoo demo",
+    )
+    top.add_argument("--version", action="version", version=f"nnzoo {version('nnzoo')}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_demo, _hooks, _verify, _generate):
+        add(commands)
+    return top
+
+
+def _demo(commands: _SubParsersAction) -> None:
+    command = _command(
+        commands,
+        "demo",
+        "open up a trained transformer, in the terminal and as an HTML page",
+        "Shows one prompt inside one model: its predictions, what each layer would\n"
+        "predict, an induction head, and the place that decides between two names.\n"
+        "The source, nnzoo/cli/demo.py, is written as a tutorial.",
+        "nnzoo demo nnzoo/tiny-llama --html llama.html",
+    )
+    command.add_argument("model", nargs="?", default="nnzoo/tiny-gpt2", metavar="MODEL", help=f"{MODEL} (the default)")
+    command.add_argument("--html", default="nnzoo-demo.html", metavar="FILE", help="the page to write (%(default)s)")
+    command.add_argument("--no-color", action="store_true", help="no colors in the terminal")
+
+
+def _hooks(commands: _SubParsersAction) -> None:
+    command = _command(
+        commands,
+        "hooks",
+        "list every hook point of a model",
+        "Lists each hook point in the order of the forward pass: its name, its shape in\n"
+        "symbols and in numbers, and below it what it is in a trace, after 'model.', as\n"
+        "in model.transformer.h[5].output[0]. Only the config is read.",
+        "nnzoo hooks openai-community/gpt2 --layer 5",
+    )
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument("--layer", type=int, metavar="N", help="only the hook points of this block")
+
+
+def _verify(commands: _SubParsersAction) -> None:
+    command = _command(
+        commands,
+        "verify",
+        "compare a model with transformers, module by module",
+        "Runs transformers and nnzoo on the same checkpoint and compares the input and\n"
+        "output of every module, the logits, and greedy generation. Exits with 0 if all\n"
+        "agree within the tolerance, else with 1.",
+        'nnzoo verify path/to/folder --dtype float64 --prompt "The capital of France is"',
+    )
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument(
+        "--prompt", metavar="TEXT", help="a text (else some sentences; without a tokenizer, random ids)"
+    )
+    command.add_argument("--dtype", choices=DTYPES, help="convert the weights (default: as the checkpoint says)")
+    command.add_argument(
+        "--tolerance",
+        type=_positive_number,
+        metavar="X",
+        help="largest difference allowed, relative to a value's maximum",
+    )
+    command.add_argument("--device", default="cpu", metavar="NAME", help="where to run, e.g. cuda (%(default)s)")
+
+
+def _generate(commands: _SubParsersAction) -> None:
+    command = _command(
+        commands,
+        "generate",
+        "continue a text",
+        "Continues a prompt with the most likely token at each step, and prints what was\nadded.",
+        'nnzoo generate nnzoo/tiny-gpt2 "The capital of France is" --max-new-tokens 3',
+    )
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument("prompt", metavar="PROMPT", help='the text to continue; "-" reads it from standard input')
+    command.add_argument(
+        "--max-new-tokens",
+        type=_positive_integer,
+        default=20,
+        metavar="N",
+        help="how many tokens at most (%(default)s)",
+    )
+
+
+def _command(commands: _SubParsersAction, name: str, purpose: str, description: str, example: str) -> ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=purpose,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+
+
+def _positive_integer(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"a whole number above 0 is needed, not {text!r}")
+    return int(text)
+
+
+def _positive_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise ArgumentTypeError(f"a number above 0 is needed, not {text!r}")
+    return number

@@ -1,0 +1,98 @@
+"""What an operation gives, without running it: shapes, dtypes, and which outputs share storage with an input.
+
+PyTorch's own kernels for the meta device answer. Answers are remembered by function and by the shapes of its
+arguments, since some of them take a millisecond to find.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NeedsValues(Exception):
+    """The operation cannot be answered from shapes: it reads numbers."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result with meta tensors in it, those tensors, and for each the position of the input it aliases."""
+
+    result: Any
+    leaves: tuple[Tensor, ...]
+    aliases: tuple[int | None, ...]
+
+
+_memory: dict[Any, Answer] = {}
+_MEMORY_SIZE = 4096
+
+
+def infer(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answer:
+    """The answer of `fn(*args, **kwargs)`, all of whose tensors are meta; `inputs` are those that may be aliased.
+
+    Raises NeedsValues where the numbers matter, and whatever the operation itself raises on wrong shapes.
+    """
+    try:
+        key = (fn, _signature(args), _signature(kwargs))
+        if key in _memory:
+            return _memory[key]
+    except TypeError:  # an argument that cannot be hashed
+        key = None
+    answer = _ask(fn, args, kwargs, inputs)
+    if key is not None:
+        if len(_memory) >= _MEMORY_SIZE:
+            _memory.clear()
+        _memory[key] = answer
+    return answer
+
+
+def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answer:
+    try:
+        with torch.no_grad():
+            result = fn(*args, **kwargs)
+    except NotImplementedError as error:
+        raise NeedsValues from error
+    except (RuntimeError, TypeError) as error:
+        if "meta" in str(error):  # "Tensor.item() cannot be called on meta tensors", "can't convert meta device type"
+            raise NeedsValues from error
+        raise
+    leaves: list[Tensor] = []
+    map_tensors(leaves.append, result)
+    storages = [t.untyped_storage()._cdata for t in inputs]
+    aliases = [t.untyped_storage()._cdata for t in leaves]
+    return Answer(result, tuple(leaves), tuple(storages.index(a) if a in storages else None for a in aliases))
+
+
+def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """The same nesting of tuples, lists, dicts and slices, with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (int, float, str, bool, type(None), type(Ellipsis)):
+        return value
+    if isinstance(value, tuple) and not isinstance(value, torch.Size):
+        parts = [map_tensors(change, part) for part in value]
+        if hasattr(value, "_fields"):
+            return type(value)(*parts)
+        return type(value)(parts) if type(value).__module__ == "torch.return_types" else tuple(parts)
+    if isinstance(value, list):
+        return [map_tensors(change, part) for part in value]
+    if isinstance(value, dict):
+        return {key: map_tensors(change, part) for key, part in value.items()}
+    if isinstance(value, slice):
+        return slice(*(map_tensors(change, part) for part in (value.start, value.stop, value.step)))
+    return value
+
+
+def _signature(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (Tensor, tuple(value.shape), value.stride(), value.dtype)
+    if isinstance(value, (tuple, list)):
+        return (type(value), *(_signature(part) for part in value))
+    if isinstance(value, dict):
+        return (dict, *((key, _signature(part)) for key, part in value.items()))
+    if isinstance(value, slice):
+        return (slice, *(_signature(part) for part in (value.start, value.stop, value.step)))
+    hash(value)
+    return (type(value), value)

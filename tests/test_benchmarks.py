@@ -1,0 +1,59 @@
+"""The benchmarks run, on models of a few kilobytes, and write their page. No test says how fast anything is."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from layout import ROOT
+
+SECTIONS = {
+    "The machine": 2,
+    "Forward pass, nobody listening": 2 * (2 + 1),  # two figures for each shape of a miniature
+    "Forward pass with a full cache": 2 * (2 + 1),
+    "Trace that saves the middle layer": 2 + 1,
+    "Greedy generation": 2,
+    "Loading a checkpoint": 3,
+    "Importing": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a run of everything writes."""
+    home: Path = tmp_path_factory.mktemp("benchmarks")
+    results = home / "RESULTS.md"
+    command = [sys.executable, "-m", "benchmarks.run", "--miniature", "--threads", "1"]
+    command += ["--home", str(home), "--results", str(results)]
+    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    return results.read_text()
+
+
+def section(page: str, title: str) -> list[list[str]]:
+    """The cells of a section's table, row by row."""
+    text = page.split(f"## {title}\n")[1].split("## ")[0]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_subject_has_its_rows(page, title):
+    header, *rows = section(page, title)
+    assert header == ["work", "nnzoo", "other", "ratio", "target", "met"]
+    assert len(rows) == SECTIONS[title]
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_row_has_a_figure_and_a_verdict_where_there_is_a_target(page, title):
+    for work, ours, other, ratio, target, met in section(page, title)[1:]:
+        assert re.search(r"\d", ours + other), work
+        assert bool(ratio) == (target.endswith("x") or (bool(ours) and not target)), work
+        assert (met in ("yes", "**no**")) == bool(target), work
+
+
+def test_the_page_has_no_other_sections(page):
+    assert re.findall(r"^## (.*)$", page, flags=re.MULTILINE) == list(SECTIONS)

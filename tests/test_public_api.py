@@ -1,0 +1,24 @@
+"""The public API is a list, and changing it is a decision: change it here too."""
+
+import nnzoo
+
+PUBLIC = [
+    "ActivationCache",
+    "HookPoint",
+    "HookedModel",
+    "LanguageModel",
+    "load",
+]
+
+
+def test_the_public_names_are_these():
+    assert list(nnzoo.__all__) == PUBLIC
+
+
+def test_the_public_names_are_sorted():
+    assert list(nnzoo.__all__) == sorted(nnzoo.__all__)
+
+
+def test_every_public_name_is_there_and_documented():
+    undocumented = [name for name in nnzoo.__all__ if not getattr(nnzoo, name).__doc__]
+    assert not undocumented

@@ -1,0 +1,248 @@
+"""The embedded checkpoints, by transformers' own classes: what they know, what they never saw, what their cards say."""
+
+import re
+from dataclasses import replace
+from itertools import combinations, islice
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nnzoo.weights.tiny import corpus, train
+from nnzoo.weights.tiny.card import MEASURED
+from nnzoo.weights.tiny.corpus import TASKS, held_out, is_held_out, sentences
+from nnzoo.weights.tiny.evaluate import accuracy, induction_scores, measure
+from nnzoo.weights.tiny.models import build_model
+from nnzoo.weights.tiny.tokenizer import END_OF_TEXT, build_tokenizer
+from nnzoo.weights.tiny.words import COUNTRIES, LANDMARKS, NAMES, NOUNS
+
+FAMILIES = tuple(train.RECIPES)
+GOALS = {
+    "ioi": 0.95,
+    "facts": 0.95,
+    "agreement": 0.95,
+    "induction": 0.95,
+    "second_half": 0.9,
+    "greater_than": 0.95,
+    "later_years": 0.9,
+}
+
+
+def folder(family: str) -> Path:
+    return Path(train.__file__).parent / family
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    with torch.no_grad():
+        yield AutoModelForCausalLM.from_pretrained(folder(family), attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(folder("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def figures(model, tokenizer):
+    return measure(lambda tokens: model(tokens).logits, tokenizer.encode, n=500)
+
+
+@pytest.fixture(scope="module")
+def trained_on():
+    return list(islice(sentences(seed=0), 40_000))
+
+
+# The checkpoints
+
+
+def test_transformers_loads_a_tiny_folder_with_every_key_accounted_for(family):
+    _, info = AutoModelForCausalLM.from_pretrained(folder(family), output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_a_tiny_folder_is_at_most_three_megabytes(family):
+    assert sum(file.stat().st_size for file in folder(family).iterdir()) <= 3_000_000
+
+
+@pytest.mark.parametrize("figure", GOALS)
+def test_a_tiny_model_reaches_the_goal_on_what_was_held_out(figures, figure):
+    assert figures[figure] >= GOALS[figure]
+
+
+def test_the_card_gives_the_figures_that_are_measured(family, figures):
+    card = (folder(family) / "README.md").read_text()
+    for figure, value in figures.items():
+        [written] = re.findall(rf"^\| {re.escape(MEASURED[figure][0])} \| ([\d.]+) \|", card, re.MULTILINE)
+        assert float(written) == pytest.approx(value, abs=0.006)  # three prompts of 500 may fall otherwise elsewhere
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_prompt_may_begin_with_the_end_of_a_text(model, tokenizer, task):
+    logits = lambda tokens: model(tokens).logits  # noqa: E731
+    with_end = lambda text: tokenizer.encode(END_OF_TEXT + text)  # noqa: E731
+    prompts = held_out(task, 200)
+    batches = [(prompt, torch.tensor([with_end(prompt.text)])) for prompt in prompts]
+    hits = [tokenizer.decode(logits(ids)[0, -1].argmax()) in prompt.answers for prompt, ids in batches]
+    assert sum(hits) / len(hits) >= 0.93
+
+
+def test_a_tiny_model_has_an_induction_head(model, tokenizer):
+    patterns = lambda tokens: model(tokens, output_attentions=True).attentions  # noqa: E731
+    assert induction_scores(patterns, tokenizer.encode).max() > 0.5
+
+
+def test_the_accuracy_of_a_model_that_knows_nothing_is_zero(tokenizer):
+    blank = lambda tokens: torch.zeros(*tokens.shape, len(tokenizer))  # noqa: E731
+    assert accuracy(blank, tokenizer.encode, held_out("ioi", 20)) == 0
+
+
+def test_the_accuracy_of_a_model_that_copies_the_subject_is_zero_until_it_is_corrupted(model, tokenizer):
+    prompts = held_out("ioi", 100)
+    ids = [tokenizer(prompt.corrupted, return_tensors="pt").input_ids for prompt in prompts]
+    answers = [tokenizer.decode(model(tokens).logits[0, -1].argmax()) for tokens in ids]
+    hits = [answer == prompt.wrong_answer for answer, prompt in zip(answers, prompts, strict=True)]
+    assert sum(hits) / len(hits) >= 0.95
+
+
+# The tokenizer
+
+
+def test_the_three_checkpoints_share_the_tokenizer_that_is_built(family):
+    loaded = AutoTokenizer.from_pretrained(folder(family))
+    assert loaded.backend_tokenizer.to_str() == build_tokenizer().backend_tokenizer.to_str()
+    assert loaded.bos_token == loaded.eos_token == loaded.pad_token == END_OF_TEXT
+
+
+@given(text=st.text())
+def test_every_text_survives_the_round_trip(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_corpus_survives_the_round_trip(tokenizer, trained_on):
+    texts = trained_on[:2000]
+    assert tokenizer.batch_decode(tokenizer(texts)["input_ids"]) == texts
+
+
+@pytest.mark.parametrize("word", [*NAMES, *NOUNS, *NOUNS.values(), *COUNTRIES, *LANDMARKS.values()])
+def test_a_word_of_the_corpus_is_one_token_with_its_space(tokenizer, word):
+    assert tokenizer.tokenize(f" {word}") == [f"Ġ{word}"]
+
+
+def test_a_year_is_a_century_and_a_number_below_a_hundred(tokenizer):
+    assert tokenizer.tokenize("from 1732 to 17") == [*tokenizer.tokenize("from"), "Ġ17", "32", "Ġto", "Ġ17"]
+
+
+# The corpus
+
+
+def test_a_seed_decides_the_corpus():
+    first, again, other = (list(islice(sentences(seed), 200)) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_seed_decides_the_held_out_prompts(task):
+    assert held_out(task, 20, seed=3) == held_out(task, 20, seed=3) != held_out(task, 20, seed=4)
+
+
+def test_no_two_names_of_a_held_out_prompt_share_an_indirect_object_sentence(trained_on):
+    together = {pair for text in trained_on if text.split()[0] in IOI_OPENERS for pair in pairs_in(text, NAMES)}
+    assert len(together) > 1000
+    assert together.isdisjoint(pair for prompt in held_out("ioi", 500) for pair in pairs_in(prompt.text, NAMES))
+
+
+def test_no_two_nouns_of_a_held_out_prompt_share_a_sentence(trained_on):
+    singular = {plural: noun for noun, plural in NOUNS.items()} | {noun: noun for noun in NOUNS}
+    head_and_distractor = re.compile(rf"the (\w+) (?:{'|'.join(corpus.PREPOSITIONS)}) the (\w+)", re.IGNORECASE)
+
+    def nouns(texts):
+        found = (match.groups() for text in texts if (match := head_and_distractor.search(text)))
+        return {frozenset(map(singular.get, pair)) for pair in found}
+
+    trained = nouns(trained_on)
+    assert len(trained) > 300
+    assert trained.isdisjoint(nouns(prompt.text for prompt in held_out("agreement", 500)))
+
+
+def test_no_fact_is_held_out_in_the_words_that_it_was_trained_in(trained_on):
+    text = "\n".join(trained_on).lower()
+    templates = {*corpus.LANDMARK_TEMPLATES, *(t for relation in corpus.COUNTRY_TEMPLATES for t in relation)}
+    asked = {
+        (subject, template)
+        for prompt in held_out("facts", 500)
+        for template in templates
+        for subject in (*COUNTRIES, *LANDMARKS)
+        if prompt.text.lower().endswith(template.format(subject).lower())
+    }
+    assert len(asked) > 40
+    held = {template.format(subject).lower() for subject, template in asked if is_held_out(subject, template)}
+    answers = {prompt.text.lower() + prompt.answer.lower() for prompt in held_out("facts", 500)}
+    assert held
+    assert not any(answer in text for answer in answers)
+
+
+def test_no_first_year_of_a_held_out_prompt_was_a_first_year(trained_on):
+    first = re.compile(r"(?:from|from the year|in|of) (\d{4})")
+    trained = {match.group(1) for text in trained_on if (match := first.search(text))}
+    assert len(trained) > 500
+    assert trained.isdisjoint(first.search(prompt.text).group(1) for prompt in held_out("greater_than", 500))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_corrupted_prompt_has_its_tokens_in_the_same_places(tokenizer, task):
+    for prompt in held_out(task, 100):
+        clean, corrupted = tokenizer.encode(prompt.text), tokenizer.encode(prompt.corrupted)
+        assert len(clean) == len(corrupted)
+        assert 1 <= sum(a != b for a, b in zip(clean, corrupted, strict=True)) <= 3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_right_and_wrong_answers_are_different_single_tokens(tokenizer, task):
+    for prompt in held_out(task, 100):
+        assert not set(prompt.answers) & set(prompt.wrong_answers)
+        assert all(len(tokenizer.encode(answer)) == 1 for answer in (*prompt.answers, *prompt.wrong_answers))
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones():
+    with pytest.raises(KeyError, match="no task 'colour'; it knows ioi, facts"):
+        held_out("colour", 1)
+
+
+# The training
+
+
+def test_training_twice_gives_the_same_weights(family):
+    first, second = (trained_for_two_steps(family) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_written_folder_gives_the_trained_model_back(family, tmp_path):
+    trained = trained_for_two_steps(family)
+    train.write(tmp_path, trained, build_tokenizer(), card="# A card")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.tensor([AutoTokenizer.from_pretrained(tmp_path).encode("The keys to the cabinet")])
+    assert torch.equal(loaded(tokens).logits, trained(tokens).logits)
+
+
+IOI_OPENERS = {template.split()[0] for template in corpus.IOI_TEMPLATES}
+
+
+def pairs_in(text: str, names: tuple[str, ...]) -> set[frozenset[str]]:
+    return {frozenset(pair) for pair in combinations(sorted(set(re.findall(r"\w+", text)) & set(names)), 2)}
+
+
+def trained_for_two_steps(family: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    model = build_model(family, tokenizer)
+    train.train(replace(train.RECIPES[family], steps=2, tokens_per_step=256), model, tokenizer)
+    return model.eval()
