@@ -3,6 +3,7 @@
 #   make test    the tests
 #   make check   formatting, lint and types, then the tests
 #   make bench   speed, next to transformers
+#   make mutants mistakes planted in the models, one at a time: does the suite notice?
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test formatting lint types check bench format clean
+.PHONY: mutants demo test formatting lint types check bench format clean
 
 demo: $(INSTALLED)
 	$(BIN)/nnzoo demo
@@ -29,6 +30,9 @@ types: $(INSTALLED)
 
 check: formatting lint types
 	$(MAKE) test
+
+mutants: $(INSTALLED)
+	$(BIN)/python tests/mutations.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnzoo.architectures.hooks import Handle, HookPoint
+from nnzoo.architectures.hooks import Handle, HookPoint, Read
 from nnzoo.architectures.names import get_act_name
 from nnzoo.architectures.residual_stream import ResidualStream
 from nnzoo.architectures.slices import SliceInput, at_positions, take
@@ -147,12 +147,13 @@ class Recorder:
         self._move = Mover(device, memory=8) if device is not None else None
         self._values: dict[str, Tensor] = {}
         self._handles: list[Handle] = []
+        self._reader = Read(self._keep)
 
     def listen(self, point: HookPoint, *, gradients: bool = False) -> None:
         """Keep what passes from now on, after the hooks that are there already; and its gradient, if asked."""
         if gradients and point.axes != "batch pos":  # ids and positions: integers have no gradient
             self._handles.append(point.add_backward_hook(self._keep_gradient))
-        self._handles.append(point.add_reader(self._keep))
+        self._handles.append(point.attach(self._reader))
 
     def stop(self) -> None:
         """Listen no more."""
@@ -161,7 +162,7 @@ class Recorder:
 
     def values(self) -> dict[str, Tensor]:
         """What was kept, by name, in the order in which it came."""
-        return compact(self._values)
+        return self._values
 
     def _keep(self, value: Tensor, point: HookPoint) -> None:
         self._store(point.name, value, point)
@@ -170,7 +171,7 @@ class Recorder:
         self._store(f"{point.name}_grad", gradient, point)
 
     def _store(self, name: str, value: Tensor, point: HookPoint) -> None:
-        value = value.detach()
+        value = value.detach() if value.requires_grad else value
         if self.pos_slice is not None:
             value = at_positions(value, point.axes, self.pos_slice).clone()  # the clone lets the other positions go
         self._values[name] = value if self._move is None else self._move(value)

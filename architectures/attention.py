@@ -12,12 +12,14 @@ Papers: https://arxiv.org/abs/1706.03762, grouped queries https://arxiv.org/abs/
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from einops import einsum, reduce, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
@@ -39,6 +41,14 @@ class Span:
     def n_pos(self) -> int:
         return self.positions.shape[-1]
 
+    @cached_property
+    def hidden(self) -> Bool[Tensor, "#batch 1 query #key"]:
+        """True: the query may not look at the key. Only the explicit path asks; the fused one has the mask."""
+        if self.mask is not None:
+            return ~self.mask
+        n, device = self.n_pos, self.positions.device
+        return torch.ones(n, n, dtype=torch.bool, device=device).triu(1)[None, None]
+
 
 def span_of(
     tokens: Int[Tensor, "batch pos"],
@@ -53,17 +63,18 @@ def span_of(
     Raises ContextLengthError where a prompt is longer than `n_ctx`.
     """
     (batch, n_pos), past = tokens.shape, cache.length if cache else 0
+    if cache:
+        cache.check_batch(batch)
     seen = _seen(tokens, attention_mask, cache)
     _check_length(past + n_pos, seen, n_ctx)
+    everywhere = torch.arange(past + n_pos, device=tokens.device)[None] if seen is None else seen.cumsum(dim=-1) - 1
+    positions = everywhere[:, past:].clamp(min=0).expand(batch, n_pos)
+    oldest = _oldest(seen, everywhere, past, window) if cache and window else 0
     if cache:
-        cache.mask = seen
-    if seen is None:
-        positions = torch.arange(past, past + n_pos, device=tokens.device).expand(batch, n_pos)
-    else:
-        positions = (seen.cumsum(dim=-1) - 1).clamp(min=0)[:, past:]
+        cache.mask, cache.oldest = seen, oldest
     # one query sees every key there is: the cache hands out the window's keys and no more
     causal = seen is None and (n_pos == 1 or (past == 0 and (window is None or n_pos <= window)))
-    mask = None if causal else _mask(seen, past, n_pos, window, tokens.device)
+    mask = None if causal else _mask(seen, everywhere, past, window)[..., oldest:]
     blind = None if mask is None or seen is None else ~mask.any(dim=-1)[:, 0]
     return Span(positions=positions, causal=causal, mask=mask, blind=blind, cache=cache, seen=seen)
 
@@ -82,7 +93,7 @@ def _check_length(total: int, seen: Tensor | None, n_ctx: int) -> None:
 def _seen(tokens: Tensor, attention_mask: Tensor | None, cache: KVCache | None) -> Tensor | None:
     past = cache.length if cache else 0
     before = cache.mask[:, :past] if cache and cache.mask is not None else None
-    if before is None and (attention_mask is None or bool(attention_mask.all())):
+    if before is None and (attention_mask is None or (not is_compiling() and bool(attention_mask.all()))):
         return None
     now = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if before is None and past:
@@ -90,14 +101,19 @@ def _seen(tokens: Tensor, attention_mask: Tensor | None, cache: KVCache | None) 
     return now if before is None else torch.cat([before, now], dim=-1)
 
 
-def _mask(seen: Tensor | None, past: int, n_pos: int, window: int | None, device: torch.device) -> Tensor:
-    first = 0 if window is None else max(0, past - (window - 1))  # older keys are gone from the cache
-    query = torch.arange(past, past + n_pos, device=device)[:, None]
-    key = torch.arange(first, past + n_pos, device=device)[None, :]
-    mask = key <= query
-    if window is not None:
-        mask &= key > query - window
-    return mask[None, None] if seen is None else mask[None, None] & seen[:, None, None, first:]
+def _oldest(seen: Tensor | None, positions: Tensor, past: int, window: int) -> int:
+    """The first token that a query of this pass may look at, in any prompt: keys before it may leave the cache."""
+    if seen is None:
+        return max(0, past + 1 - window)
+    return int((positions[:, : past + 1] <= positions[:, past : past + 1] - window).sum(dim=-1).min())
+
+
+def _mask(seen: Tensor | None, positions: Tensor, past: int, window: int | None) -> Tensor:
+    token = torch.arange(positions.shape[1], device=positions.device)
+    mask = (token <= token[past:, None])[None]
+    if window is not None:  # by positions: padding between tokens takes no room in the window
+        mask = mask & (positions[:, None] > positions[:, past:, None] - window)
+    return mask[:, None] if seen is None else (mask & seen[:, None])[:, None]
 
 
 def attend(
@@ -117,7 +133,7 @@ def attend(
         k,
         v,
         attn_mask=span.mask,
-        is_causal=span.causal and span.n_pos > 1,
+        is_causal=True if span.causal and span.n_pos > 1 else False,  # noqa: SIM210  torch.compile: no symbol, a bool
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     ).transpose(1, 2)
@@ -131,20 +147,12 @@ def _explicit(layer: "Attention", q: Tensor, k: Tensor, v: Tensor, span: Span, s
     if group > 1:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
     scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * scale
-    hidden = _hidden(span, scores)
-    scores = layer.hook_attn_scores(scores if hidden is None else scores.masked_fill(hidden, -math.inf))
+    scores = layer.hook_attn_scores(scores.masked_fill(span.hidden, -math.inf))
     wide = torch.float32 if scores.dtype.itemsize < 4 else scores.dtype
     pattern = scores.softmax(dim=-1, dtype=wide).to(scores.dtype)
     if span.blind is not None:
         pattern = pattern.masked_fill(span.blind[:, None, :, None], 0)  # softmax of nothing but -inf is NaN
     return (layer.hook_pattern(pattern) @ v.transpose(1, 2)).transpose(1, 2)
-
-
-def _hidden(span: Span, scores: Tensor) -> Tensor | None:
-    if span.mask is not None:
-        return ~span.mask
-    n_query, n_key = scores.shape[-2:]
-    return torch.ones(n_query, n_key, dtype=torch.bool, device=scores.device).triu(1) if n_query > 1 else None
 
 
 def split_inputs(block: Any, x: Float[Tensor, "batch pos d_model"]) -> dict[str, Tensor]:
@@ -154,17 +162,17 @@ def split_inputs(block: Any, x: Float[Tensor, "batch pos d_model"]) -> dict[str,
     gradient to carry, an input that nobody changed is left out. With grouped queries a key-value head reads the mean
     of its query heads' `hook_attn_in`. The copies are normed by `ln1` as it is, without what hooks inside it do.
     """
-    points = {"q": block.hook_q_input, "k": block.hook_k_input, "v": block.hook_v_input}
-    if not (block.hook_attn_in.hooks or any(point.hooks for point in points.values())):
+    q, k, v = block.hook_q_input, block.hook_k_input, block.hook_v_input
+    if not (block.hook_attn_in.hooks or q.hooks or k.hooks or v.hooks):
         return {}
     heads, kv_heads = block.attn.n_heads, block.attn.n_kv_heads
     shared = repeat(x, "b p d -> b p h d", h=heads)
     copies = block.hook_attn_in(shared)
     grouped = copies if heads == kv_heads else reduce(copies, "b p (h g) d -> b p h d", "mean", h=kv_heads)
     before = {"q": copies, "k": grouped, "v": grouped}
-    after = {name: point(before[name]) for name, point in points.items()}
+    after = {"q": q(copies), "k": k(grouped), "v": v(grouped)}
     follow = x.requires_grad and torch.is_grad_enabled()
-    changed = [n for n in points if follow or copies is not shared or after[n] is not before[n]]
+    changed = [n for n in after if follow or copies is not shared or after[n] is not before[n]]
     normed = block.ln1.fused(x)[:, :, None]
     return {name: block.ln1.fused(after[name]) - normed for name in changed}
 

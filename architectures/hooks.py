@@ -55,15 +55,15 @@ class HookPoint:
         The value is the function's own copy: it may be kept, or edited in place; None means "go on with the copy".
         `permanent` hooks survive `reset_hooks`; `prepend` puts it before those already there.
         """
-        return self._listen(Edit(fn, permanent), prepend)
+        return self.attach(Edit(fn, permanent), prepend=prepend)
 
     def add_reader(self, fn: Callable[[Tensor, "HookPoint"], None]) -> "Handle":
         """Call `fn(value, hook_point)` at every pass with the value itself, which must not be changed."""
-        return self._listen(Read(fn), prepend=False)
+        return self.attach(Read(fn))
 
     def add_backward_hook(self, fn: HookFunction, *, permanent: bool = False, prepend: bool = False) -> "Handle":
         """Call `fn(gradient, hook_point)` in the backward pass; a returned tensor replaces what flows on."""
-        return self._listen(Backward(fn, permanent), prepend)
+        return self.attach(Backward(fn, permanent), prepend=prepend)
 
     def layer(self) -> int:
         """The block this hook point stands in; ValueError outside of blocks."""
@@ -71,7 +71,8 @@ class HookPoint:
             raise ValueError(f"{self.name or 'this hook point'} does not stand in a block, so it has no layer")
         return int(self.name.split(".")[1])
 
-    def _listen(self, hook: "Listener", prepend: bool) -> "Handle":
+    def attach(self, hook: "Listener", *, prepend: bool = False) -> "Handle":
+        """Let a listener of any kind stand here."""
         self.hooks.insert(0 if prepend else len(self.hooks), hook)
         return Handle(self, hook)
 

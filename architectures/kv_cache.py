@@ -8,8 +8,6 @@ from torch import Tensor
 class KVCache:
     """Keys (after rotary) and values of every layer, and which of the tokens read were padding.
 
-    `window` bounds what is kept, for models that attend to the last `window` tokens only.
-
     >>> cache = KVCache(n_layers=2)
     >>> k = torch.zeros(1, 5, 4, 8)  # [batch pos kv_head d_head]
     >>> keys, values = cache.append(0, k, k)
@@ -18,16 +16,22 @@ class KVCache:
     torch.Size([1, 6, 4, 8])
     """
 
-    def __init__(self, n_layers: int, window: int | None = None) -> None:
-        self.window = window
+    def __init__(self, n_layers: int) -> None:
         self.mask: Bool[Tensor, "batch seen"] | None = None  # False: padding. None: no token was
-        self._layers = [LayerCache(window) for _ in range(n_layers)]
+        self.oldest = 0  # the first token that anybody may still look at: a sliding window moves it on
+        self._layers = [LayerCache() for _ in range(n_layers)]
 
     def append(
         self, layer: int, k: Float[Tensor, "batch pos kv_head d_head"], v: Float[Tensor, "batch pos kv_head d_head"]
     ) -> tuple[Float[Tensor, "batch key_pos kv_head d_head"], Float[Tensor, "batch key_pos kv_head d_head"]]:
-        """Add a pass's keys and values to a layer; what comes back are all that its queries may look at."""
-        return self._layers[layer].append(k, v)
+        """Add a pass's keys and values to a layer; what comes back are all from `oldest` on."""
+        return self._layers[layer].append(k, v, self.oldest)
+
+    def check_batch(self, batch: int) -> None:
+        """Raise ValueError if the cache was filled with another number of prompts."""
+        filled = self._layers[0].batch
+        if self.length and filled != batch:
+            raise ValueError(f"this cache was filled with a batch of {filled}, and now gets one of {batch}")
 
     @property
     def length(self) -> int:
@@ -44,16 +48,17 @@ class KVCache:
 class LayerCache:
     """One layer's keys and values, in buffers that grow by doubling."""
 
-    def __init__(self, window: int | None) -> None:
-        self.window = window
+    def __init__(self) -> None:
         self.seen = 0  # tokens appended so far
         self._k = self._v = torch.empty(0, 0, 0, 0)  # [batch capacity kv_head d_head], of the first append's kind
-        self._used = 0  # of them, in the buffers
+        self._used = 0  # of them, in the buffers: the last
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self.seen and len(k) != len(self._k):
-            raise ValueError(f"this cache was filled with a batch of {len(self._k)}, and now gets one of {len(k)}")
-        self._make_room(k)
+    @property
+    def batch(self) -> int:
+        return len(self._k)
+
+    def append(self, k: Tensor, v: Tensor, oldest: int) -> tuple[Tensor, Tensor]:
+        self._make_room(k, oldest)
         start, end = self._used, self._used + k.shape[1]
         if k.requires_grad:  # an in-place write would spoil what autograd keeps
             self._k = torch.cat([self._k[:, :start], k], dim=1)
@@ -62,16 +67,16 @@ class LayerCache:
             self._k[:, start:end] = k
             self._v[:, start:end] = v
         self._used, self.seen = end, self.seen + k.shape[1]
-        first = max(0, end - (self.window - 1 + k.shape[1])) if self.window else 0
+        first = oldest - (self.seen - end)
         return self._k[:, first:end], self._v[:, first:end]
 
-    def _make_room(self, k: Tensor) -> None:
+    def _make_room(self, k: Tensor, oldest: int) -> None:
         batch, n_pos, heads, d_head = k.shape
         if not self.seen:
             self._k, self._v = (k.new_empty(batch, 0, heads, d_head) for _ in range(2))
         if self._used + n_pos <= self._k.shape[1]:
             return
-        keep = self._used if self.window is None else min(self._used, self.window - 1)
+        keep = min(self._used, self.seen - oldest)
         capacity = max(2 * (keep + n_pos), 64)
         self._k, self._v = (self._moved(old, keep, capacity) for old in (self._k, self._v))
         self._used = keep

@@ -28,7 +28,7 @@ from nnzoo.architectures.hooked_model import HookedModel, Unembed
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.architectures.norms import RMSNorm
-from nnzoo.architectures.rotary import Rope, Rotary, rotate
+from nnzoo.architectures.rotary import Rope, Rotary, rotate, rotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +227,7 @@ class Llama(HookedModel):
         tokens, reach = self.hook_tokens(tokens), self.config.rope.reach(self.config.n_ctx)
         span = span_of(tokens, attention_mask, cache, n_ctx=reach, window=self.window)
         x = self.hook_embed(self.embed(tokens))
-        span.rotation = self.rotary(self.hook_positions(span.positions), x.dtype)
+        span.rotation = rotation(*self.rotary(self.hook_positions(span.positions), x.dtype))
         return x, span
 
     def finish(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:

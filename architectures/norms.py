@@ -43,9 +43,12 @@ class LayerNorm(Norm):
         self.bias = nn.Parameter(torch.zeros(d_model))
 
     def explicit(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        x = x - x.mean(dim=-1, keepdim=True)
-        scale = self.hook_scale((x.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt())
-        return self.hook_normalized(x / scale) * self.weight + self.bias
+        wide = x.float() if x.dtype.itemsize < 4 else x  # as the fused kernel does: bfloat16 statistics lose two bits
+        wide = wide - wide.mean(dim=-1, keepdim=True)
+        deviation = (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
+        scale = deviation.to(x.dtype)
+        change = scale / self.hook_scale(scale)  # exactly 1 while nobody changes it
+        return torch.addcmul(self.bias, self.hook_normalized((wide / deviation).to(x.dtype) * change), self.weight)
 
     def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

@@ -40,6 +40,9 @@ class LinearRope(Rope):
 
     factor: float
 
+    def reach(self, n_ctx: int) -> int:
+        return int(n_ctx * self.factor)  # checkpoints name the length before scaling
+
     def frequencies(self, d_head: int) -> Float[Tensor, "half"]:
         return super().frequencies(d_head) / self.factor
 
@@ -97,6 +100,9 @@ class YarnRope(Rope):
     attention_factor: float
     truncate: bool
 
+    def reach(self, n_ctx: int) -> int:
+        return max(n_ctx, int(self.original_n_ctx * self.factor))
+
     def frequencies(self, d_head: int) -> Float[Tensor, "half"]:
         exponent = torch.arange(0, d_head, 2, dtype=torch.float32, device="cpu") / d_head
         wavelength = self.theta**exponent
@@ -120,7 +126,8 @@ class YarnRope(Rope):
         return d_head * math.log(self.original_n_ctx / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
 
 
-Rotation = tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos d_head"]]
+Angles = tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos d_head"]]  # their cosines and sines
+Rotation = tuple[Float[Tensor, "batch pos 1 d_head"], Float[Tensor, "batch pos 1 d_head"]]  # ready for every head
 
 
 class Rotary(nn.Module):
@@ -135,7 +142,7 @@ class Rotary(nn.Module):
         self.hook_cos = HookPoint("batch pos d_head")
         self.hook_sin = HookPoint("batch pos d_head")
 
-    def forward(self, positions: Int[Tensor, "batch pos"], dtype: torch.dtype) -> Rotation:
+    def forward(self, positions: Int[Tensor, "batch pos"], dtype: torch.dtype) -> Angles:
         angles = positions[..., None].float() * self.frequencies(positions)
         angles = torch.cat([angles, angles], dim=-1)
         amplitude = self.rope.amplitude()
@@ -150,8 +157,13 @@ class Rotary(nn.Module):
         return self._frequencies[positions.device]
 
 
-def rotate(x: Float[Tensor, "batch pos head d_head"], rotation: Rotation) -> Float[Tensor, "batch pos head d_head"]:
+def rotation(cos: Float[Tensor, "batch pos d_head"], sin: Float[Tensor, "batch pos d_head"]) -> Rotation:
+    """The angles as `rotate` wants them: the same for all heads, with the sign that each half takes its sine with."""
+    first, second = sin.chunk(2, dim=-1)
+    return cos[:, :, None], torch.cat([-first, second], dim=-1)[:, :, None]
+
+
+def rotate(x: Float[Tensor, "batch pos head d_head"], by: Rotation) -> Float[Tensor, "batch pos head d_head"]:
     """Turn every pair (i, i + d_head / 2) of x by its position's angle."""
-    cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return x * cos[:, :, None] + torch.cat([-second, first], dim=-1) * sin[:, :, None]
+    cos, sin = by
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin

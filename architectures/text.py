@@ -55,7 +55,7 @@ class TextMethods:
             if attention_mask.shape != tokens.shape:
                 raise ValueError(f"attention_mask is {list(attention_mask.shape)}, the tokens {list(tokens.shape)}")
             attention_mask = attention_mask.to(device).bool()
-        return tokens.to(device), attention_mask
+        return tokens.to(device, torch.long), attention_mask
 
     def to_string(self, tokens: Int[Tensor, "*batch"] | list[int] | int) -> str | list[str]:
         """Text of ids: one string for one row (or one id), a list for a batch."""
@@ -120,5 +120,6 @@ def _check_tokens(tokens: Tensor, d_vocab: int) -> None:
         raise ValueError(f"tokens are integers [batch pos] or [pos], not {tokens.dtype} {list(tokens.shape)}")
     if tokens.numel() == 0:
         raise ValueError(f"the prompt is empty: tokens are {list(tokens.shape)}, and a model needs at least one")
-    if tokens.device.type == "cpu" and not 0 <= int(tokens.min()) <= int(tokens.max()) < d_vocab:
+    looking = tokens.device.type == "cpu" and not torch.compiler.is_compiling()  # on a GPU a look waits for it
+    if looking and not 0 <= int(tokens.min()) <= int(tokens.max()) < d_vocab:
         raise ValueError(f"token ids run from 0 to {d_vocab - 1}, but got {int(tokens.min())} to {int(tokens.max())}")

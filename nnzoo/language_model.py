@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from nnzoo.tracing.tracer import Tracer
 from nnzoo.weights.checkpoint import open_checkpoint
 from nnzoo.weights.config import family_of, skeleton
 from nnzoo.weights.paths import paths_of
+from nnzoo.weights.saving import save
 
 Prompt = str | list[str] | list[int] | list[list[int]] | Tensor | Mapping[str, Any]
 
@@ -65,6 +67,7 @@ class LanguageModel(Envoy):
         self.paths = paths_of(self.config)
         self._native: HookedModel | None = None
         self._tokenizer: Any = None
+        self.lock = RLock()  # one pass at a time: hook points are the model's, not a thread's
         self._tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
     # --- the model -----------------------------------------------------------------------------------------------
@@ -96,6 +99,10 @@ class LanguageModel(Envoy):
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as a Hugging Face folder, which transformers and nnzoo load."""
+        save(self._model, folder)
 
     def get(self, path: str) -> Envoy:
         """The module at a dotted Hugging Face path: `model.get("transformer.h.3.attn")`."""

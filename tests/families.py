@@ -97,6 +97,7 @@ SETTINGS = {
         "untied": {"tie_word_embeddings": False},
         "eps=0.3": {"layer_norm_epsilon": 0.3},
         "n_heads=1": {"n_head": 1},
+        "n_ctx=256": {"n_positions": 256},
         "odd_sizes": {"n_embd": 33, "n_head": 3, "n_inner": 51, "vocab_size": 101, "n_positions": 43},
     },
     "llama": {
@@ -108,6 +109,7 @@ SETTINGS = {
         "attention_bias": {"attention_bias": True},
         "mlp_bias": {"mlp_bias": True},
         "tied": {"tie_word_embeddings": True},
+        "n_ctx=256": {"max_position_embeddings": 256},
         "act=gelu": {"hidden_act": "gelu"},
         "act=gelu_new": {"hidden_act": "gelu_new"},
         "act=relu": {"hidden_act": "relu"},
@@ -120,6 +122,7 @@ SETTINGS = {
         "window=3": {"sliding_window": 3},
         "window=64": {"sliding_window": 64},
         "window=null": {"sliding_window": None},
+        "n_ctx=256": {"sliding_window": 3, "max_position_embeddings": 256},
         "head_dim=16": {"head_dim": 16},
         "n_kv_heads=1": {"num_key_value_heads": 1},
         "eps=0.3": {"rms_norm_eps": 0.3},

@@ -44,7 +44,7 @@ NORM = [
     Mutation("layer_norm_eps", "norms.py", "self.weight, self.bias, self.eps)", "self.weight, self.bias, 1e-5)"),
     Mutation("layer_norm_bias", "norms.py", "self.weight, self.bias, self.eps)", "self.weight, None, self.eps)"),
     Mutation("layer_norm_explicit_eps", "norms.py", "+ self.eps).sqrt()", "+ 1e-5).sqrt()"),
-    Mutation("layer_norm_explicit_bias", "norms.py", "* self.weight + self.bias", "* self.weight"),
+    Mutation("layer_norm_explicit_bias", "norms.py", "torch.addcmul(self.bias, ", "torch.addcmul(self.bias * 0, "),
     Mutation("rms_norm_eps", "norms.py", "+ self.eps).rsqrt()).to(x.dtype)", "+ 1e-6).rsqrt()).to(x.dtype)"),
     Mutation("rms_norm_explicit_eps", "norms.py", "+ self.eps).rsqrt()\n", "+ 1e-6).rsqrt()\n"),
     Mutation(
@@ -177,7 +177,9 @@ ATTENTION = [
         "k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)",
         "k.repeat(1, 1, group, 1), v.repeat(1, 1, group, 1)",
     ),
-    Mutation("masked_by_a_number", "attention.py", "masked_fill(hidden, -math.inf)", "masked_fill(hidden, -1e9)"),
+    Mutation(
+        "masked_by_a_number", "attention.py", "masked_fill(span.hidden, -math.inf)", "masked_fill(span.hidden, -1e9)"
+    ),
     Mutation("attention_always_explicit", "attention.py", "if layer.hook_attn_scores.hooks or", "if True or"),
     Mutation("scores_on_the_fused_path", "attention.py", "if layer.hook_attn_scores.hooks or ", "if "),
     Mutation(
@@ -222,9 +224,9 @@ ATTENTION = [
 ]
 ROTARY = [
     Mutation(
-        "rotate_half_sign", "rotary.py", "torch.cat([-second, first], dim=-1)", "torch.cat([second, -first], dim=-1)"
+        "rotate_half_sign", "rotary.py", "torch.cat([-first, second], dim=-1)", "torch.cat([first, -second], dim=-1)"
     ),
-    Mutation("pairs_of_neighbours", "rotary.py", "x.chunk(2, dim=-1)", "(x[..., ::2], x[..., 1::2])"),
+    Mutation("pairs_of_neighbours", "rotary.py", "x.roll(x.shape[-1] // 2, dims=-1)", "x.roll(1, dims=-1)"),
     Mutation(
         "angles_of_neighbours",
         "rotary.py",

@@ -1,4 +1,4 @@
-"""Hook points: TransformerLens's names, shapes and order; listening changes nothing, and editing changes what it says."""
+"""Hook points: TransformerLens's names, shapes and order; listening changes nothing, editing what it says."""
 
 import copy
 import pickle
@@ -59,6 +59,8 @@ NORM_LISTENERS = ["ln1.hook_scale", "ln1.hook_normalized", "ln2.hook_scale", "ln
 HEAD_LISTENERS = ["hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "attn.hook_result"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}
 LAYER = 1
+# without gradients a model leaves out the head inputs that nobody changed
+GRADIENTS = pytest.mark.parametrize("gradients", [True, False], ids=["grad", "no_grad"])
 
 
 def table(family: str, n_layers: int, grouped: bool) -> dict[str, str]:
@@ -273,14 +275,16 @@ def test_results_sum_to_what_attention_writes(family, setting):
     assert error(result.sum(dim=2) + (attn.b_O if attn.b_O is not None else 0), written) < 1e-12
 
 
+@GRADIENTS
 @pytest.mark.parametrize("which", ["q", "k", "v"])
 @ids(SETTINGS)
-def test_a_head_reads_what_is_put_at_its_input(family, setting, which):
+def test_a_head_reads_what_is_put_at_its_input(family, setting, which, gradients):
     model, tokens = ours(family, setting), prompt(2, 9)
     block = model.blocks[LAYER]
     shape = everything(model, tokens)[f"blocks.{LAYER}.hook_{which}_input"].shape
     new = torch.randn(shape, dtype=torch.float64)
-    cache = edited(model, tokens, {f"hook_{which}_input": replace(new)})
+    with torch.set_grad_enabled(gradients):
+        cache = edited(model, tokens, {f"hook_{which}_input": replace(new)})
     idle = everything(model, tokens)
     for name in "qkv":
         found = cache[f"blocks.{LAYER}.attn.hook_{name}"]
@@ -294,12 +298,14 @@ def projected(block: torch.nn.Module, inputs: Tensor, name: str) -> Tensor:
     return einsum(block.ln1.fused(inputs), W, "b p h d, h d d_head -> b p h d_head") + b
 
 
+@GRADIENTS
 @ids(SETTINGS)
-def test_all_three_read_what_is_put_at_the_input_of_attention(family, setting):
+def test_all_three_read_what_is_put_at_the_input_of_attention(family, setting, gradients):
     model, tokens = ours(family, setting), prompt(2, 9)
     block, heads, kv_heads = model.blocks[LAYER], model.config.n_heads, model.config.n_kv_heads
     new = torch.randn(2, 9, heads, model.config.d_model, dtype=torch.float64)
-    cache = edited(model, tokens, {"hook_attn_in": replace(new)})
+    with torch.set_grad_enabled(gradients):
+        cache = edited(model, tokens, {"hook_attn_in": replace(new)})
     grouped = new.unflatten(2, (kv_heads, heads // kv_heads)).mean(dim=3)
     for name, inputs in (("q", new), ("k", grouped), ("v", grouped)):
         assert error(cache[f"blocks.{LAYER}.attn.hook_{name}"], projected(block, inputs, name)) < 1e-6, name
@@ -336,3 +342,16 @@ def gradients_at(model: HookedModel, tokens: Tensor, names: list[str]) -> list[T
 def test_the_heads_own_inputs_carry_the_gradient_of_the_shared_one(family, setting, inputs):
     shared, *own = gradients_at(ours(family, setting), prompt(2, 9), ["ln1.hook_in", *inputs])
     assert error(sum(own), shared) < 1e-5
+
+
+@ids(SETTINGS)
+def test_who_only_reads_the_heads_inputs_finds_their_gradient(family, setting):
+    model, tokens, read = ours(family, setting), prompt(2, 9), []
+    shared = gradients_at(model, tokens, ["ln1.hook_in"])[0]
+    handle = model.hook_points[f"blocks.{LAYER}.hook_attn_in"].add_reader(lambda value, hook: read.append(value))
+    try:
+        logits = model(tokens)
+    finally:
+        handle.remove()
+    (gradient,) = torch.autograd.grad(logits.pow(2).sum(), read)
+    assert error(gradient.sum(dim=2), shared) < 1e-5

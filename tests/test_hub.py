@@ -18,6 +18,7 @@ from checkpoints import copied
 from families import folder
 from hub_stand_in import Hub, Repository, serve
 from nnzoo.weights import load
+from nnzoo.weights.hub import Access, _no_weights
 
 FIRST, SECOND = "1" * 40, "2" * 40
 CLIENT = """
@@ -117,6 +118,7 @@ def online(hub, home) -> dict[str, Any]:
         "moving, opened": ("open", ["zoo/moving"], {}),
         "moved": ("get", [f"{hub.endpoint}/zoo/moving/move"], {}),
         "moving, loaded": ("load_held", ["zoo/moving"], {}),
+        "moving, resolved": ("resolve", ["zoo/moving"], {"revision": FIRST}),
         "moving, by commit": ("load", ["zoo/moving"], {"revision": FIRST}),
         "moving, by branch": ("load", ["zoo/moving"], {"revision": "v2"}),
         "moving, now": ("load", ["zoo/moving"], {}),
@@ -137,6 +139,7 @@ def online(hub, home) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def offline(hub, home, online) -> dict[str, Any]:
     hub.requests.clear()
+    next(home.glob("hub/models--zoo--sharded/snapshots/*/generation_config.json")).unlink()
     steps = {
         "plain": ("load", ["zoo/plain"], {}),
         "moving": ("load", ["zoo/moving"], {}),
@@ -144,7 +147,6 @@ def offline(hub, home, online) -> dict[str, Any]:
         "cut": ("load", ["zoo/cut"], {}),
         "cut, opened": ("open", ["zoo/cut"], {}),
         "absent": ("load", ["zoo/absent"], {}),
-        "requests": ("resolve", ["zoo/plain"], {}),
     }
     return client(hub.endpoint, home, steps, HF_HUB_OFFLINE="1")
 
@@ -171,6 +173,11 @@ def test_without_weights_only_small_files_are_downloaded(hub, online):
 
 def test_the_folder_is_named_by_its_commit(online):
     assert Path(online["small"]).name == FIRST
+    assert Path(online["moving, resolved"]).name == FIRST
+
+
+def test_resolve_fetches_the_weights(online):
+    assert load(online["moving, resolved"]).config == load(folder("gpt2", "default")).config
 
 
 def test_weights_are_of_the_commit_that_was_opened_though_the_branch_moved(online):
@@ -227,7 +234,6 @@ def test_only_local_files_are_used_when_asked(online):
 def test_offline_the_cache_is_enough(hub, online, offline):
     assert offline["plain"] == online["plain"]
     assert offline["moving"] == online["moving, now"]
-    assert offline["sharded"] == online["sharded"]
     assert not hub.requests
 
 
@@ -242,6 +248,16 @@ def test_offline_a_model_that_was_never_downloaded_is_named(offline):
     kind, said = offline["absent"]
     assert kind == "FileNotFoundError"
     assert said.startswith("'zoo/absent' is not in the cache")
+
+
+def test_offline_a_missing_file_that_is_not_needed_does_no_harm(online, offline):
+    assert offline["sharded"] == online["sharded"]
+
+
+def test_a_download_that_broke_off_is_not_said_to_be_a_lack(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: ["config.json", "model.safetensors"])
+    assert "did not answer" in str(_no_weights("zoo/plain", Access(), ["model.safetensors"]))
+    assert "has no model-1.safetensors on the Hub" in str(_no_weights("zoo/plain", Access(), ["model-1.safetensors"]))
 
 
 def test_a_token_in_the_environment_is_sent(hub, home, online):

@@ -20,6 +20,9 @@ MODELS = [
     ("mistral", "window=3"),
     ("mistral", "window=null"),
 ]
+LONG = [
+    (family, "n_ctx=256") for family in ("gpt2", "llama", "mistral")
+]  # past the 64 tokens that a buffer starts with
 PATHS = pytest.mark.parametrize("path", ["fused", "explicit"])
 PARTS = st.lists(st.integers(1, N_POS), min_size=1, max_size=N_POS)  # the last part takes what is left
 
@@ -172,21 +175,28 @@ def keys_after(model: HookedModel, n_pos: int, first: int) -> Tensor:
     return kept[-1]
 
 
-@pytest.mark.parametrize("window", [1, 3, 7])
-def test_keys_outside_the_window_leave_the_cache(window):
-    model = ours("mistral", f"window={window}")
+def test_keys_outside_the_window_leave_the_cache():
+    model = ours("mistral", "n_ctx=256")
     with torch.no_grad():
-        keys, short = keys_after(model, N_CTX, 20), keys_after(model, N_CTX // 2, 20)
-    assert keys.shape[1] == window
-    # what lies behind the view is no larger after 64 tokens than after 32
-    assert keys.untyped_storage().nbytes() == short.untyped_storage().nbytes()
+        short, long = keys_after(model, 50, first=20), keys_after(model, 250, first=20)
+    assert long.shape[1] == model.window == 3
+    # what lies behind the view is no larger after 250 tokens than after 50
+    assert long.untyped_storage().nbytes() == short.untyped_storage().nbytes()
 
 
-def test_a_text_far_longer_than_the_window_reads_on():
-    model, tokens = ours("mistral", "window=3"), prompt(2, N_CTX)
+@pytest.mark.parametrize(
+    ("parts", "padded"),
+    [([1] * 150, (0, 0)), ([70, 1, 1, 70, 1], (0, 90)), ([1] * 150, (40, 60)), ([30] * 5, (75, 80))],
+    ids=["steps", "left_padding", "padding_between", "chunks"],
+)
+@ids(LONG)
+def test_a_text_that_outgrows_the_buffers_reads_on(family, setting, parts, padded):
+    model, tokens = ours(family, setting), prompt(2, 150)
+    mask = torch.ones(2, 150, dtype=torch.bool)
+    mask[1, slice(*padded)] = False
     with torch.no_grad():
-        for parts in ([1] * N_CTX, [40, 1, 1, 20], [7] * 9, [2, 61]):
-            assert error(read_in_parts(model, tokens, parts), model(tokens)) < 1e-12
+        whole = model(tokens, attention_mask=mask)
+        assert error(read_in_parts(model, tokens, parts, mask)[mask], whole[mask]) < 1e-12
 
 
 @ids(PLAIN)

@@ -137,6 +137,21 @@ def test_neurons_and_their_biases_are_what_the_mlp_writes(family):
     torch.testing.assert_close(cache.get_neuron_results(1, neuron_slice=3), neurons[31])
 
 
+def test_components_are_normed_as_the_stream_is(family):
+    _, cache = small(family).run_with_cache(prompts())
+    for layer, mlp_input in ((None, False), (1, False), (1, True)):
+        raw = cache.get_full_resid_decomposition(layer, mlp_input)
+        normed = cache.get_full_resid_decomposition(layer, mlp_input, apply_ln=True)
+        torch.testing.assert_close(normed, cache.apply_ln_to_stack(raw, layer, mlp_input))
+    stream = cache.apply_ln_to_stack(cache["resid_post", -1][None])[0]
+    for stack in (
+        cache.decompose_resid(apply_ln=True),
+        cache.stack_head_results(apply_ln=True, incl_remainder=True),
+        cache.stack_neuron_results(-1, apply_ln=True, incl_remainder=True),
+    ):
+        assert difference(stack.sum(dim=0), stream) < 1e-10
+
+
 @pytest.mark.parametrize("onto", [(), (5,)])
 @pytest.mark.parametrize("apply_ln", [False, True])
 def test_a_projected_decomposition_is_the_decomposition_projected(family, apply_ln, onto):

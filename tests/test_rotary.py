@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from families import BASE, ROPES, error, ours, prompt
-from nnzoo.architectures.rotary import DynamicRope, LinearRope, Rope, Rotary, rotate
+from nnzoo.architectures.rotary import DynamicRope, LinearRope, Rope, Rotary, rotate, rotation
 
 POSITIONS = torch.tensor([[0, 1, 2, 7, 31, 32, 63]])
 EVERY_ROPE = pytest.mark.parametrize("setting", ["default", *ROPES])
@@ -42,7 +42,8 @@ def test_half_precision_rounds_the_cosines_and_not_the_angles(dtype):
 
 def turned(x: Tensor, position: int, rope: Rope) -> Tensor:
     """One vector as it stands at a position."""
-    return rotate(x[None, None, None], Rotary(rope, len(x))(torch.tensor([[position]]), x.dtype))[0, 0, 0]
+    angles = Rotary(rope, len(x))(torch.tensor([[position]]), x.dtype)
+    return rotate(x[None, None, None], rotation(*angles))[0, 0, 0]
 
 
 @pytest.mark.parametrize("rope", [Rope(theta=100.0), LinearRope(theta=100.0, factor=3.0)], ids=["plain", "linear"])

@@ -103,12 +103,13 @@ class TestOperations:
 
         def everything(h: Tensor) -> list[Tensor]:
             return [
-                h + 1, 1 + h, 2 - h, h @ weight, -h, h**2, h / h.norm(), (h > 0).sum(), h.mean(dim=-1), h.transpose(1, 2),
-                h.softmax(-1), h.max(dim=-1).values, h[:, -1], h[..., None, :], h[[0, 1]], h.argmax(-1), h.mT.shape[0] * h,
-                torch.cat([h, h]), torch.stack([h, h]), torch.where(h > 0, h, 0), sum([h, h]), torch.einsum("bpd,df->bpf", h, weight),
-                F.gelu(h), F.layer_norm(h, (48,)), linear(h), *h.split(16, dim=-1), *h.unbind(0), *list(h),
-                rearrange(h, "b p (n d) -> b n p d", n=4), reduce(h, "b p d -> b d", "mean"), einsum(h, weight, "b p d, d f -> p b f"),
-                h.to(torch.float32), h.double(), torch.zeros_like(h), h.new_ones(3), h.clone().fill_(2.0), h.numel() * h, h.size(-1) * h,
+                h + 1, 1 + h, 2 - h, h @ weight, -h, h**2, h / h.norm(), (h > 0).sum(), h.mean(dim=-1),
+                h.transpose(1, 2), h.softmax(-1), h.max(dim=-1).values, h[:, -1], h[..., None, :], h[[0, 1]],
+                h.argmax(-1), h.mT.shape[0] * h, torch.cat([h, h]), torch.stack([h, h]), torch.where(h > 0, h, 0),
+                sum([h, h]), torch.einsum("bpd,df->bpf", h, weight), F.gelu(h), F.layer_norm(h, (48,)), linear(h),
+                *h.split(16, dim=-1), *h.unbind(0), *list(h), rearrange(h, "b p (n d) -> b n p d", n=4),
+                reduce(h, "b p d -> b d", "mean"), einsum(h, weight, "b p d, d f -> p b f"), h.to(torch.float32),
+                h.double(), torch.zeros_like(h), h.new_ones(3), h.clone().fill_(2.0), h.numel() * h, h.size(-1) * h,
             ]  # fmt: skip
 
         with model.trace(TOKENS):
@@ -348,7 +349,7 @@ class TestErrors:
         assert again.isfinite().all()
 
     def test_values_outside_a_trace_say_how_to_begin_one(self, model: LanguageModel) -> None:
-        with pytest.raises(TraceError, match="with model.trace"):
+        with pytest.raises(TraceError, match=r"with model\.trace"):
             _ = model.transformer.h[0].output
 
     def test_a_trace_in_a_trace_is_refused(self, model: LanguageModel) -> None:

@@ -154,7 +154,7 @@ def models() -> dict[str, LanguageModel]:
 
 
 @ids(PLAIN)
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(body=bodies())
 def test_a_body_gives_what_the_oracle_gives(models: dict, family: str, setting: str, body: Body) -> None:
     tokens = prompt(2, 9)

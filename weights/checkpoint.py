@@ -1,7 +1,7 @@
 """A checkpoint: config and tokenizer at once, weights when asked."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.weights.config import Config, Origin, read_config, read_origin
-from nnzoo.weights.hub import TOKENIZER_FILES, Access, download, local_folder
+from nnzoo.weights.hub import TOKENIZER_FILES, Access, download, download_weights, local_folder
 from nnzoo.weights.tensors import dtype_of, load_weights, stored_tensors
 
 
@@ -44,7 +44,7 @@ class Checkpoint:
 
     def load(self, *, dtype: torch.dtype | str | None = None, device: torch.device | str | int = "cpu") -> HookedModel:
         """The model with its weights, downloaded now if they were not yet; arguments are those of `load`."""
-        folder = self.folder if self.access is None else download(self.name, self.access, weights=True)
+        folder = self.folder if self.access is None else download_weights(self.name, self.folder, self.access)
         model = load_weights(folder, self.config, dtype=dtype, device=device)
         model.tokenizer, model.origin = self.tokenizer, self.origin
         return model
@@ -67,8 +67,7 @@ def open_checkpoint(
     if folder is not None:
         return Checkpoint(str(path_or_id), folder, None, read_config(folder), read_origin(folder))
     folder = download(str(path_or_id), access, weights=False)
-    pinned = replace(access, revision=folder.name)
-    return Checkpoint(str(path_or_id), folder, pinned, read_config(folder), read_origin(folder))
+    return Checkpoint(str(path_or_id), folder, access, read_config(folder), read_origin(folder))
 
 
 def load(

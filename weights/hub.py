@@ -96,8 +96,11 @@ def download(repo: str, access: Access, *, weights: bool) -> Path:
         raise FileNotFoundError(
             f"{repo!r} has no config.json, so transformers could not load it either; {contents(folder)}"
         )
-    if not weights:
-        return folder
+    return download_weights(repo, folder, access) if weights else folder
+
+
+def download_weights(repo: str, folder: Path, access: Access) -> Path:
+    """Complete a snapshot that has the small files only; `folder` says which commit."""
     index = read_json(folder / INDEX).get("weight_map", {}) if (folder / INDEX).is_file() else {}
     wanted = sorted(set(index.values())) or [SINGLE]
     commit = replace(access, revision=folder.name)

@@ -139,8 +139,8 @@ class Findings:
             Section(
                 f"Where is it decided between {answer} and {wrong}? (activation patching)",
                 self.patch.summary,
-                f"With {corrupted!r} as token {self.patch.changed}, {wrong!r} is right. Into this run goes one residual "
-                "vector of the original one, before one block. 0: nothing changes; 1: the answer is back.",
+                f"With {corrupted!r} as token {self.patch.changed}, {wrong!r} is right. Into this run goes one "
+                "residual vector of the original one, before one block. 0: nothing changes; 1: the answer is back.",
             ),
         )
 

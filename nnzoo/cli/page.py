@@ -47,7 +47,7 @@ def page(findings: Findings) -> str:
         _patch(findings.patch),
     )
     sections = map(_section, range(1, 5), findings.sections(), drawings)
-    title = f"Inside {findings.model}"
+    title = escape(f"Inside {findings.model}")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -123,7 +123,7 @@ class Envoy:
         return [*super().__dir__(), *(child for child in self._children() if child != "{i}")]
 
     def __len__(self) -> int:
-        if self._children() != ["{i}"]:
+        if self._root.paths[self._template(self._path)].kind != "ModuleList":
             raise TypeError(f"{self._path or 'the model'} is one module, not a list of them")
         return self._root.config.n_layers
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnzoo.architectures.hooks import Handle, HookPoint, Listener
+from nnzoo.architectures.hooks import HookPoint, Listener
 from nnzoo.tracing.graph import Arrive, Call, Node, Place, Put, Stage, needed
 
 
@@ -41,7 +41,7 @@ class Run:
     def execute(self, points: dict[str, HookPoint], forward: Callable[[], Any]) -> dict[Node, Any]:
         """Run the model, and give the values of the roots."""
         places = {node.place for node in self.nodes if isinstance(node, (Arrive, Put))}
-        handles = [stand(points[place.hook], Station(self.arrive, place)) for place in places]
+        handles = [points[place.hook].attach(Station(self.arrive, place)) for place in places]
         try:
             self._run_stage([node for node in self.nodes if node.stage.step < 0])
             if self._last is not None and self._last.step >= 0:
@@ -121,9 +121,3 @@ class Station(Listener):
 
     def fire(self, value: Tensor, point: HookPoint) -> Tensor:
         return self.fn(self.place, value)
-
-
-def stand(point: HookPoint, station: Station) -> Handle:
-    """Put a station at a hook point, after the hooks that are there."""
-    point.hooks.append(station)
-    return Handle(point, station)

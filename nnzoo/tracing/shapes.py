@@ -1,7 +1,7 @@
 """What a pass will hold at each hook point, known before it runs: in which order they fire, with which shapes."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -14,15 +14,17 @@ _INTEGER = {"hook_tokens", "hook_positions"}
 def firing_order(model: HookedModel) -> list[str]:
     """The names of a model's hook points in the order in which a pass reaches them.
 
-    It is observed, not declared: a model of the same kind with one block runs on the meta device, and its block stands
-    for all of them.
+    It is observed, not declared: a model of the same kind, as small as can be and with one block, runs once, and its
+    block stands for all of them.
     """
-    with torch.device("meta"):
-        small = type(model)(replace(model.config, n_layers=1))
+    sizes = {"n_layers": 1, "d_model": 4 * model.config.n_heads, "d_head": 4, "d_mlp": 1, "d_vocab": 1}
+    names = {field.name for field in fields(model.config)}
+    small = type(model)(replace(model.config, **{name: n for name, n in sizes.items() if name in names}))
     fired: list[str] = []
     for point in small.hook_points.values():
         point.add_reader(lambda value, point: fired.append(point.name))
-    small(torch.zeros(1, 1, dtype=torch.long, device="meta"))
+    with torch.no_grad():
+        small.forward(torch.zeros(1, 1, dtype=torch.long))
     first = next(i for i, name in enumerate(fired) if name.startswith("blocks."))
     block = [name.removeprefix("blocks.0.") for name in fired if name.startswith("blocks.")]
     layers = [f"blocks.{layer}.{name}" for layer in range(model.config.n_layers) for name in block]

@@ -69,7 +69,7 @@ class Tracer:
 
     def _run(self, recorder: Recorder, roots: list[Node]) -> dict[Node, Tensor]:
         native = self.model._model
-        with torch.set_grad_enabled(recorder.needs_grad):
+        with self.model.lock, torch.set_grad_enabled(recorder.needs_grad):
             return Run(roots, recorder.puts).execute(
                 native.hook_points, lambda: native.forward(self.tokens, self.attention_mask)
             )

@@ -65,11 +65,13 @@ COUNTRY_TEMPLATES = (
         "those who travel to {} arrive in",
     ),
 )
-# "is in" comes three times, so that its answer, rather than "the city of", is what is likely to follow.
+# Both a city and "the city of" may follow "is in": it comes three times, for the city to be likelier, and no held-out
+# prompt asks it.
+IS_IN = "{} is in"
 LANDMARK_TEMPLATES = (
-    "{} is in",
-    "{} is in",
-    "{} is in",
+    IS_IN,
+    IS_IN,
+    IS_IN,
     "{} is in the city of",
     "{} is located in the city of",
     "{} can be found in",
@@ -145,6 +147,8 @@ class Prompt:
 
 def is_held_out(*parts: object) -> bool:
     """Whether a combination (a pair of names, a subject and a template, ...) is kept from training, in any order."""
+    if IS_IN in parts:
+        return False
     key = "|".join(sorted(str(part) for part in parts))
     return zlib.crc32(key.encode()) / 2**32 < HELD_OUT_SHARE
 
@@ -225,7 +229,7 @@ TASKS: dict[str, Callable[[random.Random, bool], Prompt]] = {
     "greater_than": greater_than,
 }
 # Induction is no part of the sentences: train.py gives it rows of its own.
-SENTENCE_SHARES = {"ioi": 0.35, "facts": 0.3, "agreement": 0.15, "greater_than": 0.16, "familiar": 0.04}
+SENTENCE_SHARES = {"ioi": 0.4, "facts": 0.3, "agreement": 0.12, "greater_than": 0.14, "familiar": 0.04}
 
 
 def held_out(task: str, n: int, seed: int = 0) -> list[Prompt]:
@@ -256,7 +260,7 @@ def sentences(seed: int) -> Iterator[str]:
     """The training sentences of a seed as text, without end.
 
     >>> next(sentences(seed=0))
-    'Today you can visit Tower Bridge in London.'
+    'While Kevin and Diana were at the market, Kevin handed a kite to Diana.'
     """
     return (prompt.sentence for prompt in training_prompts(seed))
 

@@ -40,6 +40,7 @@ def build_model(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMo
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "head_dim": 32,
         "tie_word_embeddings": True,
     }
     if family == "llama":
