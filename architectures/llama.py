@@ -184,6 +184,7 @@ class Block(nn.Module):
 class Llama(HookedModel):
     """Token ids to logits.
 
+    >>> import torch
     >>> config = LlamaConfig(
     ...     d_vocab=50, n_ctx=16, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=32,
     ...     activation="silu", eps=1e-5, rope=Rope(theta=10000.0), attn_bias=False, mlp_bias=False, tied=False,

@@ -13,9 +13,9 @@ print(f"after block 2: {list(hidden.shape)}, that is [batch, pos, d_model]")
 print(f"{prompt}{model.tokenizer.decode(logits[0, -1].argmax())}")
 
 with model.trace(prompt):
-    model.transformer.h[2].attn.output[0][:] = 0  # the block's attention adds nothing
+    model.transformer.h[1].attn.output[0][:] = 0  # the block's attention adds nothing
     ablated = model.output.save()
 
 answer = logits[0, -1].argmax()
 before, after = (each[0, -1].softmax(dim=-1)[answer].item() for each in (logits, ablated))
-print(f"without the attention of block 2, its probability goes from {before:.2f} to {after:.2f}")
+print(f"without the attention of block 1, its probability goes from {before:.2f} to {after:.2f}")

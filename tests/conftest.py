@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
 
@@ -19,8 +20,12 @@ torch.set_num_threads(min(2, torch.get_num_threads()))  # the models are tiny: m
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    """The same random numbers in every test, whichever ran before."""
+def seeded() -> Iterator[None]:
+    """The same random numbers in every test, whichever ran before; and none leaves autograd switched off."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    yield
+    left_on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert left_on, "this test left autograd switched off for those after it"

@@ -42,8 +42,8 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def model(family):
-    with torch.no_grad():
-        yield AutoModelForCausalLM.from_pretrained(folder(family), attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder(family), attn_implementation="eager")
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def fact(rng: random.Random, held_out: bool) -> Prompt:
     subject, template = _draw(lambda: (rng.choice(tuple(facts)), rng.choice(templates)), held_out)
     others = [name for name in facts if facts[name] != facts[subject] and _same_length(name, subject)]
     other = rng.choice(others)
-    name, listener = rng.sample(NAMES, 2)
+    name, listener = _draw(lambda: rng.sample(NAMES, 2), held_out=False)  # a held-out pair meets in no sentence at all
     prefix = rng.choice(FACT_PREFIXES).format(name=name, other=listener)
     clean, corrupted = (_sentence_case(prefix + template.format(which)) for which in (subject, other))
     return Prompt("facts", clean, (f" {facts[subject]}",), (f" {facts[other]}",), corrupted)
