@@ -152,7 +152,7 @@ class Recorder:
     def listen(self, point: HookPoint, *, gradients: bool = False) -> None:
         """Keep what passes from now on, after the hooks that are there already; and its gradient, if asked."""
         if gradients and point.axes != "batch pos":  # ids and positions: integers have no gradient
-            self._handles.append(point.add_backward_hook(self._keep_gradient))
+            self._handles.append(point.add_hook(self._keep_gradient, "bwd"))
         self._handles.append(point.attach(self._reader))
 
     def stop(self) -> None:

@@ -63,6 +63,11 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
             point.name, point.sizes = name, self.axis_sizes
 
     @property
+    def cfg(self) -> Any:
+        """The config, by TransformerLens's name."""
+        return self.config
+
+    @property
     def axis_sizes(self) -> dict[str, int]:
         """The axes of hook points that the config decides: {"d_model": 768, "head": 12, ...}."""
         c = self.config
@@ -90,6 +95,7 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
         *,
         return_type: str | None = "logits",
         loss_per_token: bool = False,
+        prepend_bos: bool = False,
         attention_mask: Int[Tensor, "*batch pos"] | Bool[Tensor, "*batch pos"] | None = None,
         cache: KVCache | None = None,
         stop_at_layer: int | None = None,
@@ -100,11 +106,12 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
         out; [batch pos-1] with `loss_per_token`), "both" (logits and loss) or None. With `stop_at_layer` comes back
         the residual stream [batch pos d_model] as it enters that block; negative counts from the end, `n_layers` is
         what leaves the last one. `attention_mask` is True or 1 at tokens, 0 at padding (either side); text is padded
-        on the left. With a `cache`, the input follows what the cache has read.
+        on the left, after the beginning-of-text token if `prepend_bos`.
+        With a `cache`, the input follows what the cache has read.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type is 'logits', 'loss', 'both' or None, not {return_type!r}")
-        tokens, attention_mask = self.tokens_and_mask(input, attention_mask)
+        tokens, attention_mask = self.tokens_and_mask(input, attention_mask, prepend_bos=prepend_bos)
         if stop_at_layer is not None:
             stop_at_layer = self._block_index(stop_at_layer)
         out = super().__call__(tokens, attention_mask, cache, stop_at_layer)
@@ -189,10 +196,10 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
         prepend: bool = False,
     ) -> list[Handle]:
         """Listen at hook points until `reset_hooks` (never, if permanent). `dir` is "fwd" or "bwd"."""
-        if dir not in ("fwd", "bwd"):
-            raise ValueError(f"dir is 'fwd' or 'bwd', not {dir!r}")
-        adding = HookPoint.add_hook if dir == "fwd" else HookPoint.add_backward_hook
-        return [adding(point, fn, permanent=is_permanent, prepend=prepend) for point in self.select(name)]
+        points = self.select(name)
+        if dir == "bwd" and len(points) > 1:
+            points = [point for point in points if point.axes != "batch pos"]  # ids and positions have no gradient
+        return [point.add_hook(fn, dir, is_permanent=is_permanent, prepend=prepend) for point in points]
 
     def reset_hooks(self, *, including_permanent: bool = False) -> None:
         """Remove every hook, permanent ones only if asked."""

@@ -10,6 +10,7 @@ no parameters, and attribute look-up and calling stay cheap.
 Names are those of TransformerLens (https://github.com/TransformerLensOrg/TransformerLens): "blocks.3.attn.hook_q".
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -49,21 +50,23 @@ class HookPoint:
                 value = hook.fire(value, self)
         return value
 
-    def add_hook(self, fn: HookFunction, *, permanent: bool = False, prepend: bool = False) -> "Handle":
+    def add_hook(
+        self, fn: HookFunction, dir: str = "fwd", *, is_permanent: bool = False, prepend: bool = False
+    ) -> "Handle":
         """Call `fn(value, hook_point)` at every pass, and go on with what it returns.
 
         The value is the function's own copy: it may be kept, or edited in place; None means "go on with the copy".
-        `permanent` hooks survive `reset_hooks`; `prepend` puts it before those already there.
+        With `dir="bwd"` it is called in the backward pass, with the gradient. A parameter named `hook` is given by
+        name, wherever it stands. Permanent hooks survive `reset_hooks`; `prepend` puts it before those there.
         """
-        return self.attach(Edit(fn, permanent), prepend=prepend)
+        if dir not in ("fwd", "bwd"):
+            raise ValueError(f"dir is 'fwd' or 'bwd', not {dir!r}")
+        kind = Edit if dir == "fwd" else Backward
+        return self.attach(kind(by_name(fn), is_permanent), prepend=prepend)
 
     def add_reader(self, fn: Callable[[Tensor, "HookPoint"], None]) -> "Handle":
         """Call `fn(value, hook_point)` at every pass with the value itself, which must not be changed."""
         return self.attach(Read(fn))
-
-    def add_backward_hook(self, fn: HookFunction, *, permanent: bool = False, prepend: bool = False) -> "Handle":
-        """Call `fn(gradient, hook_point)` in the backward pass; a returned tensor replaces what flows on."""
-        return self.attach(Backward(fn, permanent), prepend=prepend)
 
     def layer(self) -> int:
         """The block this hook point stands in; ValueError outside of blocks."""
@@ -109,8 +112,12 @@ class Read(Listener):
 
 class Backward(Listener):
     def fire(self, value: Tensor, point: HookPoint) -> Tensor:
-        if not is_grad_enabled() or not value.is_floating_point():
-            raise RuntimeError(f"a backward hook at {point.name} needs gradients, which are off or undefined there")
+        if not value.is_floating_point():
+            raise RuntimeError(
+                f"{point.name} holds integers, which have no gradient: no backward hook can listen there"
+            )
+        if not is_grad_enabled():
+            raise RuntimeError(f"a backward hook at {point.name} needs gradients, but autograd is off (torch.no_grad?)")
         # a fresh alias: its gradient is that of this place alone, even where two hook points pass the same tensor on
         value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
         value.register_hook(lambda gradient: self._replace(gradient, point))
@@ -133,6 +140,15 @@ class Handle:
     def remove(self) -> None:
         if self.hook in self.point.hooks:
             self.point.hooks.remove(self.hook)
+
+
+def by_name(fn: HookFunction) -> HookFunction:
+    """A function of (value, hook point), for one that takes the hook point as `hook` somewhere else."""
+    try:
+        named = "hook" in inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # a builtin that does not tell its parameters
+        named = False
+    return (lambda value, point: fn(value, hook=point)) if named else fn  # type: ignore[call-arg]
 
 
 class HookShapeError(ValueError):

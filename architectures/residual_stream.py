@@ -330,6 +330,8 @@ def _write(acts: Tensor, written: Tensor, onto: Tensor | None) -> Tensor:
 
 def _check_covers(part: Tensor, stack: Stack, what: str) -> None:
     """Raise ValueError unless `part` [*batch_and_pos x] broadcasts to the stack's axes, without adding any."""
+    if part.shape[:-1] == stack.shape[:-1]:
+        return  # one component by itself, without the axis of components
     ours, its = part.shape[:-1], stack.shape[1:-1]
     if len(ours) > len(its) or any(a not in (1, b) for a, b in zip(reversed(ours), reversed(its), strict=False)):
         raise ValueError(f"the stack has [*batch_and_pos] = {list(its)}, but {what} {list(ours)}")

@@ -43,11 +43,12 @@ class TextMethods:
         input: str | list[str] | Tensor,
         attention_mask: Tensor | None = None,
         device: torch.device | None = None,
+        prepend_bos: bool = False,
     ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
         """Ids, and where they are not padding (None: nowhere), on a device: the model's, unless another is named."""
         device = self.device if device is None else device
         if not isinstance(input, Tensor):
-            input, attention_mask = self._encode(input)
+            input, attention_mask = self._encode(input, prepend_bos)
         tokens = input[None] if input.ndim == 1 else input
         _check_tokens(tokens, self.config.d_vocab)
         if attention_mask is not None:

@@ -11,7 +11,8 @@
 from nnzoo.architectures.activation_cache import ActivationCache
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import HookPoint
+from nnzoo.architectures.names import get_act_name
 from nnzoo.language_model import LanguageModel
 from nnzoo.weights import load
 
-__all__ = ["ActivationCache", "HookPoint", "HookedModel", "LanguageModel", "load"]
+__all__ = ["ActivationCache", "HookPoint", "HookedModel", "LanguageModel", "get_act_name", "load"]

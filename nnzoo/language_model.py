@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -29,7 +30,8 @@ Prompt = str | list[str] | list[int] | list[list[int]] | Tensor | Mapping[str, A
 class LanguageModel(Envoy):
     """A language model from a Hugging Face folder or id, or an embedded one: "nnzoo/tiny-gpt2".
 
-    Config and tokenizer are found at once, weights are read at the first run. `dtype` (or `torch_dtype`) converts the
+    Config and tokenizer are found at once, weights are read at the first run (at once with `dispatch=True`).
+    `dtype` (or `torch_dtype`) converts the
     weights, `device` (or `device_map`) places them. `block_output="tensor"` lets a decoder block's `.output` be the
     bare tensor, as newer transformers have it, instead of a tuple `(hidden,)`.
 
@@ -53,6 +55,8 @@ class LanguageModel(Envoy):
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
+        tokenizer: Any = None,
+        dispatch: bool = False,
     ) -> None:
         super().__init__(self, "")
         if block_output not in ("tuple", "tensor"):
@@ -66,9 +70,11 @@ class LanguageModel(Envoy):
         self.order = {name: i for i, name in enumerate(firing_order(self.skeleton))}
         self.paths = paths_of(self.config)
         self._native: HookedModel | None = None
-        self._tokenizer: Any = None
+        self._tokenizer: Any = tokenizer
         self.lock = RLock()  # one pass at a time: hook points are the model's, not a thread's
         self._tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
+        if dispatch:
+            self.dispatch()
 
     # --- the model -----------------------------------------------------------------------------------------------
 
@@ -135,10 +141,20 @@ class LanguageModel(Envoy):
 
         return lazy._recorder.record(call, args, kwargs, shapes=self.skeleton.get_submodule(name))
 
-    @property
+    @cached_property
+    def parameter_names(self) -> dict[str, str]:
+        """The native parameter at each Hugging Face name: {"lm_head.weight": "unembed.weight", ...}."""
+        names = family_of(self.config).parameters(self.config.n_layers)
+        return {
+            theirs: ours
+            for theirs, ours in names.items()
+            if ours in dict(self.skeleton.named_parameters(remove_duplicate=False))
+        }
+
+    @cached_property
     def _native_names(self) -> dict[str, str]:
         """The native module at each Hugging Face path that is a function of one tensor."""
-        tensors = family_of(self.config).parameters(self.config.n_layers)
+        tensors = self.parameter_names
         leaves = {theirs.rpartition(".")[0]: ours.rpartition(".")[0] for theirs, ours in tensors.items()}
         mlps = {
             theirs.rpartition(".")[0]: ours.rpartition(".")[0] for theirs, ours in leaves.items() if ".mlp." in ours
@@ -149,7 +165,7 @@ class LanguageModel(Envoy):
 
     def trace(
         self,
-        prompt: Prompt,
+        prompt: Prompt | None = None,
         *,
         attention_mask: Tensor | None = None,
         validate: bool = True,
@@ -163,12 +179,18 @@ class LanguageModel(Envoy):
         """
         if remote:
             raise ValueError("remote=True needs a server to send the trace to, and this version has none")
+        if prompt is None:
+            raise TypeError(
+                "trace() without a prompt, for several invokes, is not implemented yet: model.trace(prompt)"
+            )
         return Tracer(self, *self.prepare(prompt, attention_mask))
 
     def generate(
         self, prompt: Prompt, *, max_new_tokens: int, attention_mask: Tensor | None = None, do_sample: bool = False
     ) -> Int[Tensor, "batch total"]:
         """The prompt's ids followed by at most `max_new_tokens` greedy ones, until the end-of-text token."""
+        if self._tracer.get() is not None:
+            raise TraceError("generate() inside a trace would not see the body's edits, and is not implemented yet")
         if do_sample:
             raise ValueError("do_sample=True is not implemented; generate decodes greedily")
         tokens, mask = self.prepare(prompt, attention_mask)
@@ -219,7 +241,9 @@ class LanguageModel(Envoy):
         return self.skeleton.tokens_and_mask(prompt, attention_mask, self.device)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def _device(device: Any) -> torch.device:
+    if isinstance(device, dict):
+        raise TypeError(f"device_map={device} places layers one by one, which is not implemented; name one device")
     if device is None or device == "auto":
         return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
     return torch.device(device)

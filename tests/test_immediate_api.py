@@ -1,6 +1,7 @@
 """Running a model with hooks or a cache: the immediate API."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -420,3 +421,29 @@ def test_the_loss_of_a_padded_prompt_is_that_of_the_prompt_alone(model):
         assert not padded[i][~counted].any()
     mean = model(tokens, attention_mask=mask, return_type="loss")
     assert difference(mean, torch.cat(alone).mean()) < 1e-6
+
+
+def test_the_hook_point_is_given_by_name_wherever_it_stands(model):
+    def ablate(z, head, hook):
+        z[:, :, head] = 0
+        return z
+
+    def by_keyword(z, *, hook):
+        z[:, :, 1] = 0
+
+    name = "blocks.0.attn.hook_z"
+    one, other = (
+        model.run_with_hooks(prompts(), fwd_hooks=[(name, fn)]) for fn in (partial(ablate, head=1), by_keyword)
+    )
+    assert torch.equal(one, other)
+    assert not torch.equal(one, model(prompts()))
+
+
+def test_backward_hooks_everywhere_leave_out_what_has_no_gradient(model):
+    seen = []
+    with model.hooks(bwd_hooks=[(lambda name: True, lambda gradient, hook: seen.append(hook.name))]):
+        model(prompts(), return_type="loss").backward()
+    assert "hook_embed" in seen and "hook_tokens" not in seen
+    with pytest.raises(RuntimeError, match="holds integers"):
+        model.run_with_hooks(prompts(), bwd_hooks=[("hook_tokens", lambda gradient, hook: None)])
+    model.reset_hooks()

@@ -7,6 +7,7 @@ PUBLIC = [
     "HookPoint",
     "HookedModel",
     "LanguageModel",
+    "get_act_name",
     "load",
 ]
 

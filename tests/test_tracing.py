@@ -1,6 +1,7 @@
 """What a trace promises: one pass, lazily, and plain tensors afterwards."""
 
 import gc
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -151,6 +152,20 @@ class TestOperations:
             shifted = model.transformer.h[0].output[0] + vector
             vector += 1
         del shifted
+
+    def test_a_move_between_devices_is_recorded_and_looks_at_nothing(self, model: LanguageModel) -> None:
+        with model.trace(TOKENS):
+            hidden = model.transformer.h[2].output[0]
+            moved = [hidden.cpu().save(), hidden.to("cpu"), hidden.to(hidden.device, torch.float32), hidden.to(hidden)]
+            model.transformer.h[0].output[0][:] = 0
+        for one in moved:
+            assert error(one.double(), hidden) < 1e-6, "the value of the final pass"
+
+    @pytest.mark.parametrize("ask", ["grad", "backward", "retain_grad"])
+    def test_gradients_say_that_they_are_not_there_yet(self, model: LanguageModel, ask: str) -> None:
+        with pytest.raises(TraceError, match="incl_bwd=True"), model.trace(TOKENS):
+            loss = model.output.sum()
+            _ = loss.grad if ask == "grad" else getattr(loss, ask)()
 
 
 class TestLooking:
@@ -365,6 +380,39 @@ class TestErrors:
     def test_the_tuple_convention_names_the_switch(self, model: LanguageModel) -> None:
         with pytest.raises(TypeError, match='block_output="tensor"'), model.trace(TOKENS):
             _ = model.transformer.h[0].output[:, -1]
+
+    @pytest.mark.parametrize(
+        "idiom",
+        [
+            lambda h: h.output.__setitem__(slice(None), 0),
+            lambda h: h.output.__setitem__((0, -1), 0),
+            lambda h: h.output * 2,
+            lambda h: h.output + torch.ones(48),
+            lambda h: h.output.mean(-1),
+        ],
+    )
+    def test_every_idiom_of_tensors_names_the_switch(self, model: LanguageModel, idiom: Callable) -> None:
+        with pytest.raises(TypeError, match=r"tuple here.*block_output=.tensor"), model.trace(TOKENS):
+            idiom(model.transformer.h[0])
+
+    def test_a_block_that_is_not_there_is_counted(self, model: LanguageModel) -> None:
+        with pytest.raises(IndexError, match=r"3 blocks \(0 to 2\), not 9"):
+            _ = model.transformer.h[9]
+
+    @pytest.mark.parametrize("what", ["session", "edit"])
+    def test_what_is_not_there_yet_says_so(self, model: LanguageModel, what: str) -> None:
+        with pytest.raises(AttributeError, match="not implemented yet"):
+            getattr(model, what)
+        with pytest.raises(AttributeError, match="not implemented yet"), model.trace(TOKENS) as tracer:
+            _ = tracer.invoke
+
+    def test_generation_inside_a_trace_is_refused(self, model: LanguageModel) -> None:
+        with pytest.raises(TraceError, match="would not see the body's edits"), model.trace(TOKENS):
+            model.generate(TOKENS, max_new_tokens=2)
+
+    def test_weights_have_their_hugging_face_names(self, model: LanguageModel) -> None:
+        assert model.lm_head.weight is model._model.unembed.weight
+        assert model.transformer.h[1].attn.c_attn.bias.shape == (144,)
 
     def test_an_error_of_the_run_names_the_line_of_the_body(self, model: LanguageModel) -> None:
         index = torch.tensor([99])

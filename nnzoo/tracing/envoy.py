@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from nnzoo.language_model import LanguageModel
 
 
+# what nnsight offers at a model or module, and nnzoo does not: said so, instead of "no such module"
+NOT_YET = {"clear_edits", "edit", "named_modules", "next", "rename", "scan", "session", "skip", "source"}
+
+
 class Envoy:
     """A module of the model by its Hugging Face path: its values inside a trace, its children as attributes."""
 
@@ -45,6 +49,8 @@ class Envoy:
             if isinstance(entry.output, tuple):
                 raise TypeError(f"{self._path}.output is a tuple of {len(values)}: set .output[0], or give a tuple")
             new = (new,)
+        if not isinstance(new, (tuple, list)):
+            raise TypeError(f"{self._path}.output takes a tensor, not {new!r:.40}; to fill it: .output[...][:] = value")
         if len(new) != len(values):
             raise ValueError(f"{self._path}.output is a tuple of {len(values)}, but got {len(new)} values")
         for value, one in zip(values, new, strict=True):
@@ -109,15 +115,20 @@ class Envoy:
         rest = (path.removeprefix(template) for path in self._root.paths if path.startswith(template) and path)
         return list(dict.fromkeys(one.split(".")[0] for one in rest))
 
-    def __getattr__(self, name: str) -> "Envoy":
-        if name.startswith("__"):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
             raise AttributeError(name)
         path = f"{self._path}.{name}" if self._path else name
-        if self._template(path) not in self._root.paths:
-            near = difflib.get_close_matches(name, self._children(), n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(self._children())}"
-            raise AttributeError(f"{self._path or 'the model'} has no module {name!r}; {hint}")
-        return Envoy(self._root, path)
+        if self._template(path) in self._root.paths:
+            return Envoy(self._root, path)
+        if path in self._root.parameter_names:
+            return self._root._model.get_parameter(self._root.parameter_names[path])
+        if name in NOT_YET:
+            raise AttributeError(f".{name} is not implemented yet; traces of one prompt and greedy generate() are")
+        near = difflib.get_close_matches(name, self._children(), n=3, cutoff=0.4)
+        has = f"it has {', '.join(self._children())}" if self._children() else "it has no modules of its own"
+        hint = f"did you mean {' or '.join(near)}?" if near else has
+        raise AttributeError(f"{self._path or 'the model'} has no module {name!r}; {hint}")
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(child for child in self._children() if child != "{i}")]
@@ -131,7 +142,10 @@ class Envoy:
         return True
 
     def __getitem__(self, index: int | slice) -> Any:
-        numbers = range(len(self))[index]
+        try:
+            numbers = range(len(self))[index]
+        except IndexError:
+            raise IndexError(f"{self._path} has {len(self)} blocks (0 to {len(self) - 1}), not {index}") from None
         if isinstance(numbers, range):
             return [Envoy(self._root, f"{self._path}.{number}") for number in numbers]
         return Envoy(self._root, f"{self._path}.{numbers}")
@@ -161,17 +175,35 @@ class Outputs(tuple):
         return self[0]
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, tuple):
-            raise TypeError(
-                f"{self._envoy._path}.output is a tuple here, and its tensor is .output[0]. For bare tensors as newer "
-                'transformers give them: LanguageModel(..., block_output="tensor")'
-            )
+        if not isinstance(index, (int, slice)):
+            raise self._no_tensor()
         return super().__getitem__(index)
 
-    def __setitem__(self, index: int, new: Tensor) -> None:
+    def __setitem__(self, index: Any, new: Any) -> None:
+        if not isinstance(index, int):
+            raise self._no_tensor()
         values = self._envoy._entry("output").output
         values = values if isinstance(values, tuple) else (values,)
         self._envoy._write(values[index], new)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or not hasattr(Tensor, name):
+            raise AttributeError(f"{self._envoy._path}.output has no {name!r}")
+        raise self._no_tensor()
+
+    def __add__(self, other: Any) -> Any:
+        return super().__add__(other) if isinstance(other, tuple) else self._arithmetic(other)
+
+    def _arithmetic(self, other: Any = None) -> Any:
+        raise self._no_tensor()
+
+    __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __matmul__ = _arithmetic
+
+    def _no_tensor(self) -> TypeError:
+        return TypeError(
+            f"{self._envoy._path}.output is a tuple here, and its tensor is .output[0]. For bare tensors as newer "
+            'transformers give them: LanguageModel(..., block_output="tensor")'
+        )
 
     def save(self) -> "Outputs":
         """Keep every value."""

@@ -6,6 +6,7 @@ arguments, since some of them take a millisecond to find.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -108,3 +109,18 @@ def _signature(value: Any) -> Any:
         return (slice, *(_signature(part) for part in (value.start, value.stop, value.step)))
     hash(value)
     return (type(value), value)
+
+
+@cache
+def moves(home: torch.device) -> dict[str, Callable]:
+    """`to`, `cpu` and `cuda` on the meta device, whose own refuse to name a real one; `home` is where values live."""
+
+    def to(t: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        elsewhere = device is not None and device.type not in ("meta", home.type)
+        return t.to(dtype=dtype or t.dtype, copy=copy or elsewhere)
+
+    def named(device: str) -> Callable:
+        return lambda t, *args, **kwargs: to(t, device)
+
+    return {"to": to, "cpu": named("cpu"), "cuda": named("cuda")}

@@ -18,12 +18,15 @@ from torch import Tensor
 from nnzoo.architectures.hooks import HookPoint, HookShapeError
 from nnzoo.architectures.shape_errors import explain
 from nnzoo.tracing.graph import BEFORE, Arrive, Call, Line, Node, Pick, Place, Put, Stage, Storage
-from nnzoo.tracing.infer import Answer, NeedsValues, infer, map_tensors
+from nnzoo.tracing.infer import Answer, NeedsValues, infer, map_tensors, moves
 from nnzoo.tracing.lazy import LazyTensor
 
 _OURS = os.path.dirname(os.path.dirname(__file__))
 _LIBRARIES = (_OURS, *(library.__path__[0] for library in (torch, einops, jaxtyping)))
 _REAL_DEVICE = {"device", "is_cpu", "is_cuda", "is_meta", "get_device"}  # asked of the model, not of the meta device
+
+
+_GRADIENTS = {"backward", "grad", "register_hook", "requires_grad_", "retain_grad"}
 
 
 class TraceError(RuntimeError):
@@ -47,6 +50,7 @@ class Recorder:
     ) -> None:
         self.points, self.order, self.shape_of, self.device = points, order, shape_of, device
         self._run = run
+        self._moves = moves(device)
         self.nodes: list[Node] = []
         self.puts: list[Node] = []  # nodes that change what the model goes on with
         self.places: dict[str, Place] = {}
@@ -123,6 +127,11 @@ class Recorder:
         name = name_of(fn)
         if getattr(fn, "__name__", "") == "__set__":
             raise TraceError(f".{name} of a traced value cannot be set; make a new value instead")
+        if name in _GRADIENTS:
+            raise TraceError(
+                f".{name} does not work inside a trace yet. Gradients at hook points: "
+                'model._model.run_with_cache(prompt, return_type="loss", incl_bwd=True)'
+            )
         if name in _REAL_DEVICE:
             empty = torch.empty(0, device=self.device)
             return fn(*map_tensors(lambda t: empty, args), **kwargs)
@@ -133,7 +142,7 @@ class Recorder:
             return self._now(fn, args, kwargs)  # a real tensor is written: it needs the numbers
         inputs = lazies((args, kwargs))
         try:
-            answer = self._infer(shapes or fn, name, args, kwargs, inputs)
+            answer = self._infer(shapes or self._moves.get(name, fn), name, args, kwargs, inputs)
         except NeedsValues:
             return self._now(fn, args, kwargs)
         if not answer.leaves and target is None:

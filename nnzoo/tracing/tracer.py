@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,6 +16,9 @@ from nnzoo.tracing.shapes import shapes_of
 
 if TYPE_CHECKING:
     from nnzoo.language_model import LanguageModel
+
+
+NOT_YET = {"all", "cache", "graph", "invoke", "iter", "next"}
 
 
 class Tracer:
@@ -63,6 +66,14 @@ class Tracer:
     def result(self) -> LazyTensor:
         """What the model gives: the logits [batch pos d_vocab]."""
         return self.recorder.read("unembed.hook_out")
+
+    def barrier(self, n_participants: int = 0) -> None:
+        """Accepted, and without effect: the order of a body's statements does not bind the pass."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in NOT_YET:
+            raise AttributeError(f"tracer.{name} is not implemented yet; a trace is of one prompt: model.trace(prompt)")
+        raise AttributeError(f"the tracer has no {name!r}")
 
     def stop(self) -> None:
         """Accepted, and without effect: a trace never runs beyond what is asked of it."""
