@@ -172,7 +172,10 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
             return found
         if isinstance(names, (str, re.Pattern)):
             return self._matching(names)
-        return list({point.name: point for name in names for point in self._matching(name)}.values())
+        named = {point.name: point for name in names for point in self._matching(name)}
+        if not named:
+            raise KeyError("the filter names no hook point: it is empty")
+        return list(named.values())
 
     def _matching(self, name: str | re.Pattern) -> list[HookPoint]:
         if isinstance(name, str) and name in self.hook_points:
@@ -225,11 +228,9 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
     ) -> Any:
         """Run once with `[(name, fn), ...]` listening; fn(value, hook) returns a replacement or None.
 
-        Backward hooks have to outlive the call, since backward comes after it: they go with `reset_hooks`.
+        Backward hooks stay on this run's values, for the backward pass that follows; on the model nothing stays.
         """
-        for name, fn in bwd_hooks:
-            self.add_hook(name, fn, dir="bwd")
-        with self.hooks(fwd_hooks):
+        with self.hooks(fwd_hooks, bwd_hooks):
             return self(input, **kwargs)
 
     def run_with_cache(

@@ -98,8 +98,7 @@ class Edit(Listener):
     def fire(self, value: Tensor, point: HookPoint) -> Tensor:
         own = value.clone()  # so that an edit in place reaches nothing that was computed or cached before
         new = self.fn(own, point)
-        if new is None:
-            return own
+        new = own if new is None else new
         check_replacement(new, value, point)
         return new if new is own else new.clone()  # one buffer may be filled and given back at several hook points
 

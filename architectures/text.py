@@ -48,6 +48,8 @@ class TextMethods:
         """Ids, and where they are not padding (None: nowhere), on a device: the model's, unless another is named."""
         device = self.device if device is None else device
         if not isinstance(input, Tensor):
+            if attention_mask is not None:
+                raise ValueError("text is padded here, and takes no attention_mask; pass token ids with one")
             input, attention_mask = self._encode(input, prepend_bos)
         tokens = input[None] if input.ndim == 1 else input
         _check_tokens(tokens, self.config.d_vocab)

@@ -81,8 +81,9 @@ class LanguageModel(Envoy):
     @property
     def _model(self) -> HookedModel:
         """The native model, with weights and the immediate API."""
-        if self._native is None:
-            self._native = self._checkpoint.load(dtype=self._dtype, device=self.device)
+        with self.lock:
+            if self._native is None:
+                self._native = self._checkpoint.load(dtype=self._dtype, device=self.device)
         return self._native
 
     def dispatch(self) -> "LanguageModel":
@@ -120,7 +121,8 @@ class LanguageModel(Envoy):
     def __call__(self, prompt: Any, **kwargs: Any) -> Any:
         """Run the model: logits [batch pos d_vocab]; further arguments are those of the native model."""
         tokens, mask = self.prepare(prompt, kwargs.pop("attention_mask", None))
-        return self._model(tokens, attention_mask=mask, **kwargs)
+        with self.lock:
+            return self._model(tokens, attention_mask=mask, **kwargs)
 
     def __repr__(self) -> str:
         return f"LanguageModel({self._checkpoint.name!r}, {type(self.skeleton).__name__})"
@@ -198,14 +200,15 @@ class LanguageModel(Envoy):
         stops = settings.get("eos_token_id")
         stops = [stops] if isinstance(stops, int) else stops or []
         pad = settings.get("pad_token_id")
-        return generation.generate(
-            self._model,
-            tokens,
-            mask,
-            max_new_tokens=max_new_tokens,
-            eos_token_ids=stops,
-            pad_token_id=pad if pad is not None else (stops[0] if stops else 0),  # as transformers does
-        )
+        with self.lock:
+            return generation.generate(
+                self._model,
+                tokens,
+                mask,
+                max_new_tokens=max_new_tokens,
+                eos_token_ids=stops,
+                pad_token_id=pad if pad is not None else (stops[0] if stops else 0),  # as transformers does
+            )
 
     @property
     def tracer(self) -> Tracer:
@@ -232,10 +235,18 @@ class LanguageModel(Envoy):
     ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
         """Ids and mask of any kind of prompt, on the model's device."""
         if isinstance(prompt, Mapping):
+            unknown = sorted(prompt.keys() - {"input_ids", "attention_mask", "token_type_ids"})
+            if unknown or "input_ids" not in prompt:
+                raise ValueError(f"a prompt's dict has input_ids and attention_mask, not {unknown or sorted(prompt)}")
             prompt, attention_mask = prompt["input_ids"], prompt.get("attention_mask", attention_mask)
         if isinstance(prompt, list) and prompt and not isinstance(prompt[0], str):
             rows = prompt if isinstance(prompt[0], (list, tuple)) else [prompt]
-            prompt, attention_mask = pad_left([list(row) for row in rows], 0, self.device)
+            prompt, padding = pad_left([list(row) for row in rows], 0, self.device)
+            if attention_mask is not None and padding is not None:
+                raise ValueError("rows of different lengths are padded here, and take no attention_mask")
+            attention_mask = padding if attention_mask is None else attention_mask
+        if attention_mask is not None:
+            attention_mask = torch.as_tensor(attention_mask)
         if isinstance(prompt, (str, list)):
             self.skeleton.tokenizer = self.tokenizer
         return self.skeleton.tokens_and_mask(prompt, attention_mask, self.device)

@@ -431,12 +431,10 @@ def test_the_hook_point_is_given_by_name_wherever_it_stands(model):
     def by_keyword(z, *, hook):
         z[:, :, 1] = 0
 
-    name = "blocks.0.attn.hook_z"
-    one, other = (
-        model.run_with_hooks(prompts(), fwd_hooks=[(name, fn)]) for fn in (partial(ablate, head=1), by_keyword)
-    )
+    name, tokens = "blocks.0.attn.hook_z", prompts()
+    one, other = (model.run_with_hooks(tokens, fwd_hooks=[(name, fn)]) for fn in (partial(ablate, head=1), by_keyword))
     assert torch.equal(one, other)
-    assert not torch.equal(one, model(prompts()))
+    assert not torch.equal(one, model(tokens))
 
 
 def test_backward_hooks_everywhere_leave_out_what_has_no_gradient(model):

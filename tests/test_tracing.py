@@ -1,7 +1,10 @@
 """What a trace promises: one pass, lazily, and plain tensors afterwards."""
 
 import gc
+import io
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -277,6 +280,36 @@ class TestEdits:
 
         assert error(logits, edited("blocks.1.attn.hook_z", ablate)) < 1e-12
 
+    def test_a_place_that_was_set_is_read_back(self, model: LanguageModel) -> None:
+        with model.trace(TOKENS):
+            block = model.transformer.h[1]
+            block.output[0] = block.output[0] * 2
+            norm = block.output[0].norm()
+            logits = model.output
+        assert norm > 0
+        assert error(logits, edited(resid(1), lambda value: value * 2)) < 1e-12
+
+    def test_an_index_that_is_a_value_writes_where_it_says(self, model: LanguageModel, plain: dict) -> None:
+        with model.trace(TOKENS):
+            hidden = model.transformer.h[0].output[0]
+            hidden[:, hidden.norm(dim=-1)[0].argmax()] = 0
+        expected = plain[resid(0)].clone()
+        expected[:, expected.norm(dim=-1)[0].argmax()] = 0
+        assert error(hidden, expected) < 1e-12
+
+    def test_masks_edited_in_place_are_edits(self, model: LanguageModel) -> None:
+        with model.trace(TOKENS):
+            mask = model.transformer.h[0].output[0] > 0
+            before = mask.sum() + 0 * model.transformer.h[2].output[0].sum().long()
+            mask &= False
+            nn.init.constant_(model.transformer.h[1].output[0], 0)
+            stream = model.transformer.h[2].input
+        assert before > 0 and mask.sum() == 0 and stream.abs().max() == 0
+
+    def test_a_misspelt_attribute_is_not_set(self, model: LanguageModel) -> None:
+        with pytest.raises(AttributeError, match="cannot be set"), model.trace(TOKENS):
+            model.transformer.h[0].mlp.outptu = torch.zeros(2, 9, 48).double()
+
     def test_a_later_value_cannot_set_an_earlier_place(self, model: LanguageModel) -> None:
         with pytest.raises(TraceError, match=r"blocks.0.hook_resid_post cannot be set from blocks.2.hook_resid_post"):
             with model.trace(TOKENS):
@@ -351,8 +384,80 @@ class TestCost:
         score.backward()
         assert probe.grad is not None
 
+    def test_a_trace_lets_go_of_the_tensors_it_was_given(self, model: LanguageModel) -> None:
+        weight = torch.rand(48, 7).double()
+        gc.collect()
+        gc.disable()
+        try:
+            with model.trace(TOKENS):
+                product = model.transformer.h[0].output[0] @ weight
+            gone = weakref.ref(weight)
+            del weight
+            assert gone() is None
+        finally:
+            gc.enable()
+        assert product.shape == (2, 9, 7)
+
+    def test_threads_keep_to_their_own_prompts(self, model: LanguageModel) -> None:
+        prompts = [prompt(1, 5 + i) for i in range(4)]
+
+        def look(tokens: Tensor) -> tuple[Tensor, Tensor]:
+            with model.trace(tokens):
+                hidden = model.transformer.h[1].output[0]
+            return hidden, model.generate(tokens, max_new_tokens=3)
+
+        alone = [look(tokens) for tokens in prompts]
+        with ThreadPoolExecutor(4) as threads:
+            together = list(threads.map(look, prompts * 5))
+        for i, (hidden, ids) in enumerate(together):
+            assert torch.equal(hidden, alone[i % 4][0]) and torch.equal(ids, alone[i % 4][1])
+
+    def test_what_is_stored_inside_the_body_has_its_numbers(self, model: LanguageModel, plain: dict) -> None:
+        with model.trace(TOKENS):
+            file = io.BytesIO()
+            torch.save(model.transformer.h[0].output[0], file)
+        file.seek(0)
+        assert error(torch.load(file), plain[resid(0)]) < 1e-12
+
+
+ROWS = [[0, 0, 5, 6], [1, 2, 3, 4]]
+MASK = [[0, 0, 1, 1], [1, 1, 1, 1]]
+
+
+class TestPrompts:
+    def test_a_tokenizers_dict_brings_its_mask(self, model: LanguageModel) -> None:
+        logits = model(torch.tensor([[5, 6]]))
+        for ask in (
+            {"input_ids": ROWS, "attention_mask": MASK},
+            {"input_ids": torch.tensor(ROWS), "attention_mask": torch.tensor(MASK)},
+        ):
+            with model.trace(ask):
+                padded = model.output
+            assert error(padded[:1, 2:], logits) < 1e-12
+
+    def test_rows_of_different_length_are_padded(self, model: LanguageModel) -> None:
+        with model.trace([[5, 6], [1, 2, 3, 4]]):
+            padded = model.output
+        assert error(padded[:1, 2:], model([5, 6])) < 1e-12
+
+    def test_what_a_prompt_cannot_have_is_refused(self, model: LanguageModel) -> None:
+        with pytest.raises(ValueError, match="position_ids"):
+            model.trace({"input_ids": ROWS, "position_ids": MASK})
+        with pytest.raises(ValueError, match="no attention_mask"):
+            model.trace([[5, 6], [1, 2, 3]], attention_mask=torch.ones(2, 3))
+
 
 class TestErrors:
+    def test_a_weak_reference_spoils_only_its_own_value(self, model: LanguageModel) -> None:
+        with pytest.raises(TraceError, match="weak references"), model.trace(TOKENS):
+            one, other = model.transformer.h[0].output[0], model.transformer.h[1].output[0]
+            reference = weakref.ref(one)
+        assert type(other) is Tensor and reference() is one
+
+    def test_autocast_is_refused(self, model: LanguageModel) -> None:
+        with pytest.raises(TraceError, match="autocast"), model.trace(TOKENS), torch.autocast("cpu", torch.bfloat16):
+            _ = model.transformer.h[0].output[0] @ torch.rand(48, 5).double()
+
     def test_an_error_in_the_body_leaves_model_and_values_clean(self, model: LanguageModel) -> None:
         with pytest.raises(ZeroDivisionError), model.trace(TOKENS):
             hidden = model.transformer.h[0].output[0]

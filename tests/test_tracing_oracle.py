@@ -76,6 +76,7 @@ OPERATIONS: dict[str, Callable] = {
     "clone": lambda x: x.clone(),
     "double": lambda x: 2 * x,
     "add": lambda x, y: x + y,
+    "twice": lambda x, y: torch.addcmul(y, x, 0.01 * x) + x,
     "tail": lambda x: x[:, 1:],  # a view: edits of one are seen by the other
     "whole_from_tail": lambda x: torch.cat([x[:, :1], x[:, 1:] * 0.9], dim=1),
     "transposed": lambda x: x.transpose(0, 1).transpose(0, 1),
@@ -84,8 +85,8 @@ OPERATIONS: dict[str, Callable] = {
     "add_to": _add_in_place,
     "set_row": _set_row,
 }
-ARITY = {"add": 2, "add_to": 2, "set_row": 2}
-MAKES = {"clone", "double", "add", "tail", "whole_from_tail", "transposed"}
+ARITY = {"add": 2, "twice": 2, "add_to": 2, "set_row": 2}
+MAKES = {"clone", "double", "add", "twice", "tail", "whole_from_tail", "transposed"}
 
 
 @st.composite
@@ -155,16 +156,21 @@ def models() -> dict[str, LanguageModel]:
 
 @ids(PLAIN)
 @settings(max_examples=60)
-@given(body=bodies())
-def test_a_body_gives_what_the_oracle_gives(models: dict, family: str, setting: str, body: Body) -> None:
+@given(body=bodies(), dropped=st.sets(st.integers(0, 11)))
+def test_a_body_gives_what_the_oracle_gives(
+    models: dict, family: str, setting: str, body: Body, dropped: set[int]
+) -> None:
     tokens = prompt(2, 9)
     try:
         with models[family].trace(tokens) as tracer:
-            got = [*body.run(tracer.recorder.read, tracer.recorder.put), tracer.result]
+            variables = [*body.run(tracer.recorder.read, tracer.recorder.put), tracer.result]
+            got = {i: value for i, value in enumerate(variables) if i not in dropped}
+            del variables  # what nobody holds need not be computed, and is let go of early
     except TraceError:
         assume(False)  # that these errors come where no pass exists is tested by itself
     expected = oracle(ours(family, setting), tokens, body)
-    for ours_value, value in zip(got, expected, strict=True):
+    for i, ours_value in got.items():
+        value = expected[i]
         scale = value.abs().max().clamp(min=1)
         assert ours_value.shape == value.shape
         assert ((ours_value - value).abs().max() <= 1e-10 * scale).item(), body.statements

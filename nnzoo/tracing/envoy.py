@@ -71,8 +71,17 @@ class Envoy:
         return (self.input,), {}
 
     @inputs.setter
-    def inputs(self, new: tuple[tuple[Tensor, ...], dict[str, Any]]) -> None:
-        (self.input,) = new[0]
+    def inputs(self, new: Any) -> None:
+        match new:
+            case ((value,), {}) if not new[1]:
+                self.input = value
+            case _:
+                raise ValueError(f"{self._path}.inputs is ((value,), {{}}): one argument, and no keywords")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if type(self) is Envoy and not name.startswith("_") and name not in ("output", "input", "inputs"):
+            raise AttributeError(f"{self._path}.{name} cannot be set; what can is .output, .input and .inputs")
+        super().__setattr__(name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module applied to a value of the body, outside of the pass: hooks and edits do not see it."""

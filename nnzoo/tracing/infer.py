@@ -36,7 +36,9 @@ def infer(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answ
     Raises NeedsValues where the numbers matter, and whatever the operation itself raises on wrong shapes.
     """
     try:
-        key = (fn, _signature(args), _signature(kwargs))
+        storages = [t.untyped_storage()._cdata for t in inputs]
+        shared = tuple(storages.index(one) for one in storages)  # f(a, a) aliases otherwise than f(a, b)
+        key = (fn, _signature(args), _signature(kwargs), shared)
         if key in _memory:
             return _memory[key]
     except TypeError:  # an argument that cannot be hashed
@@ -57,7 +59,7 @@ def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answe
     if fn in _ARITHMETIC and not kwargs and len(args) == 2:
         return _arithmetic(*args)
     try:
-        with torch.no_grad():
+        with torch.inference_mode():  # whatever mode the body is in: answers are remembered
             result = fn(*args, **kwargs)
     except NotImplementedError as error:
         raise NeedsValues from error

@@ -29,6 +29,10 @@ _REAL_DEVICE = {"device", "is_cpu", "is_cuda", "is_meta", "get_device"}  # asked
 _GRADIENTS = {"backward", "grad", "register_hook", "requires_grad_", "retain_grad"}
 
 
+_LOOKS = {"__reduce_ex__", "data_ptr", "untyped_storage"}  # pickle, copy.copy, torch.save: of numbers, not of shapes
+_EDITS = {"__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
+
+
 class TraceError(RuntimeError):
     """What a body asks for cannot be had from one pass of the model."""
 
@@ -105,6 +109,7 @@ class Recorder:
 
     def _node_of(self, value: Tensor, place: Place) -> Node:
         if isinstance(value, LazyTensor):
+            self._check_ours(value)
             return value._node
         if not isinstance(value, Tensor):
             raise HookShapeError(f"{place.hook} takes a tensor, not a {type(value).__name__}")
@@ -135,6 +140,10 @@ class Recorder:
         if name in _REAL_DEVICE:
             empty = torch.empty(0, device=self.device)
             return fn(*map_tensors(lambda t: empty, args), **kwargs)
+        if torch.is_autocast_enabled(self.device.type):
+            raise TraceError("autocast inside a trace is not implemented: convert values with .to(dtype)")
+        if name in _LOOKS:
+            return self._now(fn, args, kwargs)
         if name == "__getitem__":
             args = (args[0], _without_masks(args[1]))
         target = _edited(name, args, kwargs)
@@ -144,7 +153,9 @@ class Recorder:
         try:
             answer = self._infer(shapes or self._moves.get(name, fn), name, args, kwargs, inputs)
         except NeedsValues:
-            return self._now(fn, args, kwargs)
+            if target is None:
+                return self._now(fn, args, kwargs)
+            answer = Answer(None, (), ())  # numbers decide which elements are written; shape and dtype stay
         if not answer.leaves and target is None:
             return answer.result
         args, kwargs = _with_nodes(args), _with_nodes(kwargs)
@@ -169,8 +180,7 @@ class Recorder:
 
     def _infer(self, fn: Callable, name: str, args: tuple, kwargs: dict, inputs: list[LazyTensor]) -> Answer:
         for lazy in inputs:
-            if lazy._recorder is not self:
-                raise TraceError(f"{lazy!r} belongs to another trace, which is not running any more")
+            self._check_ours(lazy)
         if name == "__setitem__" and any(m.dtype == torch.bool for m in _index_metas(args[1])):
             return Answer(None, (), ())  # which elements a mask picks only numbers tell; nothing else is to be known
         metas = [lazy._node.meta for lazy in inputs]
@@ -180,7 +190,12 @@ class Recorder:
         if isinstance(answer.result, Tensor):
             return LazyTensor(node, self)
         picks = iter(
-            [self._add(Pick, (node,), storage=node.storage, meta=meta, which=i) for i, meta in enumerate(answer.leaves)]
+            [
+                self._add(
+                    Pick, (node,), storage=node.inputs[a].storage if a is not None else Storage(), meta=meta, which=i
+                )
+                for i, (meta, a) in enumerate(zip(answer.leaves, answer.aliases, strict=True))
+            ]
         )
         return map_tensors(lambda _: LazyTensor(next(picks), self), answer.result)
 
@@ -242,6 +257,20 @@ class Recorder:
                 "trace of its own first, or clone what you want to change: value.clone()"
             )
 
+    def _check_ours(self, lazy: LazyTensor) -> None:
+        if lazy._recorder is not self:
+            raise TraceError(f"{lazy!r} belongs to another trace")
+
+    def close(self) -> None:
+        """The body is over: nodes let go of one another, and of the tensors that they were given."""
+        self.open = False
+        for node in self.nodes:
+            node.inputs = node.after = ()
+            node.storage = Storage()
+            if isinstance(node, Call):
+                node.args, node.kwargs, node.versions = (), {}, ()
+        self.nodes, self.puts, self.places = [], [], {}
+
     def _check_open(self) -> None:
         if not self.open:
             raise TraceError("this value belongs to a trace that ended with an error; it was never computed")
@@ -279,10 +308,9 @@ def _edited(name: str, args: tuple, kwargs: dict) -> Tensor | None:
     """The tensor that a function changes in place."""
     if kwargs.get("out") is not None:
         return kwargs["out"]
-    in_place = (
-        name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace") is True
-    )
-    return args[0] if in_place and args and isinstance(args[0], Tensor) else None
+    in_place = name in _EDITS or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace") is True
+    first = args[0] if args else next(iter(kwargs.values()), None)  # nn.init.constant_ names even its first
+    return first if in_place and isinstance(first, Tensor) else None
 
 
 def _index_metas(index: Any) -> list[Tensor]:
@@ -310,19 +338,19 @@ def _with_nodes(value: Any) -> Any:
 def _operands(value: Any) -> tuple[tuple[Node, ...], list[Tensor]]:
     nodes: list[Node] = []
     constants: list[Tensor] = []
-
-    def visit(part: Any) -> None:
-        if isinstance(part, Node):
-            nodes.append(part)
-        elif isinstance(part, Tensor):
-            constants.append(part)
-        elif isinstance(part, (tuple, list)):
-            for one in part:
-                visit(one)
-        elif isinstance(part, dict):
-            visit(tuple(part.values()))
-        elif isinstance(part, slice):
-            visit((part.start, part.stop, part.step))
-
-    visit(value)
+    _visit(value, nodes, constants)
     return tuple(nodes), constants
+
+
+def _visit(part: Any, nodes: list[Node], constants: list[Tensor]) -> None:
+    if isinstance(part, Node):
+        nodes.append(part)
+    elif isinstance(part, Tensor):
+        constants.append(part)
+    elif isinstance(part, (tuple, list)):
+        for one in part:
+            _visit(one, nodes, constants)
+    elif isinstance(part, dict):
+        _visit(tuple(part.values()), nodes, constants)
+    elif isinstance(part, slice):
+        _visit((part.start, part.stop, part.step), nodes, constants)

@@ -7,6 +7,7 @@ stage the pass is over: what lies above is never computed.
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Run:
         self._needed = set(self.nodes)
         self._uses = Counter(one for node in self.nodes for one in node.inputs)
         self._uses.update(self.roots)
+        self._uses.update(node for node in self.nodes if isinstance(node, Put))  # the model takes them
         self._before_edit: dict[tuple[Node, Node], Tensor] = {}  # (reader, operand) -> the operand as it was
         self._working = False
 
@@ -92,12 +94,13 @@ class Run:
         self.values[node] = value
         self._done.add(node)
         for one in node.inputs:
+            self._before_edit.pop((node, one), None)
             self._uses[one] -= 1
             if not self._uses[one]:
                 self.values.pop(one, None)
 
     def _operand(self, reader: Node, node: Node) -> Any:
-        kept = self._before_edit.pop((reader, node), None)
+        kept = self._before_edit.get((reader, node))  # an operand may stand there twice
         return self.values[node] if kept is None else kept
 
     def _keep_for_readers(self, edit: Call) -> None:
@@ -118,6 +121,8 @@ class Station(Listener):
     def __init__(self, arrive: Callable[[Place, Tensor], Tensor], place: Place) -> None:
         super().__init__(fn=arrive)
         self.place = place
+        self.thread = get_ident()
 
     def fire(self, value: Tensor, point: HookPoint) -> Tensor:
-        return self.fn(self.place, value)
+        # a pass of another thread, which came by the native model and not by the lock, is none of ours
+        return self.fn(self.place, value) if get_ident() == self.thread else value

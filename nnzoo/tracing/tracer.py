@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnzoo.tracing.graph import Node
 from nnzoo.tracing.lazy import LazyTensor, become
-from nnzoo.tracing.recorder import Recorder
+from nnzoo.tracing.recorder import Recorder, TraceError
 from nnzoo.tracing.run import Run
 from nnzoo.tracing.shapes import shapes_of
 
@@ -60,7 +60,7 @@ class Tracer:
             if kind is None:
                 _fill_in(recorder, self._run)
         finally:
-            recorder.open = False
+            recorder.close()
 
     @property
     def result(self) -> LazyTensor:
@@ -94,10 +94,18 @@ def _fill_in(recorder: Recorder, run: Callable[[Recorder, list[Node]], dict[Node
         return
     values = run(recorder, [lazy._node for lazy in held])
     sharing = _count_storages(values)
+    refused = []
     while held:
         lazy = held.pop()
         node = lazy._node
-        become(lazy, _compact(values[node], sharing), is_logits=recorder.is_logits(node))
+        try:
+            become(lazy, _compact(values[node], sharing), is_logits=recorder.is_logits(node))
+        except RuntimeError:  # PyTorch swaps no tensor that somebody has a weak reference to
+            refused.append(f"{lazy!r}, made at {node.line}")
+    if refused:
+        raise TraceError(
+            f"values with weak references to them cannot be filled in: {'; '.join(refused)}. All others are"
+        )
 
 
 def _count_storages(values: dict[Node, Tensor]) -> dict[int, int]:

@@ -22,8 +22,8 @@ MEASURED = {
 }
 
 GROUPED = (
-    "{num_hidden_layers} layers, {num_attention_heads} heads on {num_key_value_heads} key and value heads, residual "
-    "stream {hidden_size}, MLP {intermediate_size}, rotary positions, tied head, context {max_position_embeddings}"
+    "{num_hidden_layers} layers, {num_attention_heads} heads of {head_dim} on {num_key_value_heads} key and value heads, "
+    "residual stream {hidden_size}, MLP {intermediate_size}, rotary positions, tied head, context {max_position_embeddings}"
 )
 ARCHITECTURES = {
     "gpt2": "{n_layer} layers, {n_head} heads, residual stream {n_embd}, MLP {n_inner}, learned positions, tied head, "
@@ -64,8 +64,10 @@ the space before them. The tokenizer puts no `<|endoftext|>` before a prompt; th
 {training}
 
 The corpus is generated while training, from the seed, by `weights/tiny/corpus.py`: sentences one after another, and
-rows of random words or tokens that repeat with a random period. Another version of torch or another processor rounds
-otherwise: the weights differ then, the figures are alike.
+rows of random words or tokens that repeat with a random period. The weights begin as `weights/tiny/models.py` says:
+before any training the first head looks one token back, so that induction heads form early.
+
+Another version of torch or another processor rounds otherwise: the weights differ then, the figures are alike.
 
 ## Held out
 

@@ -48,9 +48,9 @@ class Recipe:
 
 
 RECIPES = {
-    "gpt2": Recipe("gpt2", steps=1500, longest_period=50),
-    "llama": Recipe("llama", steps=1500, longest_period=50),
-    "mistral": Recipe("mistral", steps=1500, longest_period=30),  # a period that its window holds
+    "gpt2": Recipe("gpt2", steps=2500, longest_period=50),
+    "llama": Recipe("llama", steps=3300, longest_period=50),
+    "mistral": Recipe("mistral", steps=2500, longest_period=30),  # a period that its window holds
 }
 
 
