@@ -77,6 +77,7 @@ def test_help_fits_80_columns(command, capsys, monkeypatch):
         ["verify", "x", "--dtype", "int8"],
         ["verify", "x", "--tolerance", "-1"],
         ["verify", "x", "--tolerance", "nan"],
+        ["verify", "x", "--tolerance", "inf"],
         ["generate", "x", "y", "--max-new-tokens", "0"],
     ],
     ids=" ".join,
@@ -177,6 +178,26 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
     assert not run.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("model", "status"), [("nnzoo/tiny-gpt2", 0), ("no/such/folder", 2)])
+def test_a_closed_stream_gets_no_traceback(model, status, closed):
+    command = f"{sys.executable} -m nnzoo hooks {model} {closed}"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == status
+    assert "Traceback" not in run.stderr
+    assert bool(run.stderr) == (status == 2 and "2>&-" not in closed)
+
+
+def test_no_name_is_not_the_current_folder(complaint, monkeypatch):
+    monkeypatch.chdir(folder("gpt2", "default"))
+    assert "'' is no folder here" in complaint("hooks", "")
+
+
+@pytest.mark.parametrize("command", [["generate", "nnzoo/tiny-gpt2"], ["verify", "nnzoo/tiny-gpt2", "--prompt"]])
+def test_a_prompt_of_half_characters_is_refused(command, complaint):
+    assert "the prompt is not UTF-8: '\\udcff' at character 4" in complaint(*command, "The \udcff")
+
+
 # --- generate --------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +210,19 @@ def test_generate_reads_a_dash_from_standard_input(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("The capital of France is\n"))
     assert main(["generate", "nnzoo/tiny-gpt2", "-", "--max-new-tokens", "1"]) == 0
     assert capsys.readouterr().out == " Paris\n"
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # Python chooses by the locale
+def test_standard_input_that_is_no_utf_8_is_refused(errors, complaint, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The \xff"), "utf-8", errors))
+    assert re.search("the prompt .*is not utf-8", complaint("generate", "nnzoo/tiny-gpt2", "-"), re.IGNORECASE)
+
+
+def test_a_closed_standard_input_is_refused():
+    command = f"{sys.executable} -m nnzoo generate nnzoo/tiny-gpt2 - <&-"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 2
+    assert re.fullmatch("nnzoo: standard input is closed, .+\n", run.stderr)
 
 
 def test_generate_ends_at_the_end_of_the_text(capsys):

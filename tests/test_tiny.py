@@ -2,18 +2,18 @@
 
 import re
 from dataclasses import replace
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from nnzoo.weights.tiny import corpus, train
 from nnzoo.weights.tiny.card import MEASURED
-from nnzoo.weights.tiny.corpus import TASKS, held_out, is_held_out, sentences
+from nnzoo.weights.tiny.corpus import TASKS, held_out, sentences
 from nnzoo.weights.tiny.evaluate import accuracy, induction_scores, measure
 from nnzoo.weights.tiny.models import build_model
 from nnzoo.weights.tiny.tokenizer import END_OF_TEXT, build_tokenizer
@@ -116,10 +116,14 @@ def test_a_corrupted_indirect_object_prompt_gets_the_wrong_answer(model, tokeniz
 # The tokenizer
 
 
-def test_the_three_checkpoints_share_the_tokenizer_that_is_built(family):
+def test_the_three_checkpoints_share_one_tokenizer(family, tokenizer):
     loaded = AutoTokenizer.from_pretrained(folder(family))
-    assert loaded.backend_tokenizer.to_str() == build_tokenizer().backend_tokenizer.to_str()
+    assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert loaded.bos_token == loaded.eos_token == loaded.pad_token == END_OF_TEXT
+
+
+def test_the_tokenizer_is_the_one_that_is_built(tokenizer):
+    assert tokenizer.backend_tokenizer.to_str() == build_tokenizer().backend_tokenizer.to_str()
 
 
 @given(text=st.text())
@@ -154,8 +158,8 @@ def test_a_seed_decides_the_held_out_prompts(task):
     assert held_out(task, 20, seed=3) == held_out(task, 20, seed=3) != held_out(task, 20, seed=4)
 
 
-def test_no_two_names_of_a_held_out_prompt_share_an_indirect_object_sentence(trained_on):
-    together = {pair for text in trained_on if text.split()[0] in IOI_OPENERS for pair in pairs_in(text, NAMES)}
+def test_no_two_names_of_a_held_out_prompt_share_a_sentence(trained_on):
+    together = {pair for text in trained_on for pair in pairs_in(text, NAMES)}
     assert len(together) > 1000
     assert together.isdisjoint(pair for prompt in held_out("ioi", 500) for pair in pairs_in(prompt.text, NAMES))
 
@@ -174,20 +178,13 @@ def test_no_two_nouns_of_a_held_out_prompt_share_a_sentence(trained_on):
 
 
 def test_no_fact_is_held_out_in_the_words_that_it_was_trained_in(trained_on):
+    templates = (*corpus.LANDMARK_TEMPLATES, *chain.from_iterable(corpus.COUNTRY_TEMPLATES))
+    every = {template.format(subject).lower() for template in templates for subject in (*COUNTRIES, *LANDMARKS)}
+    prompts = [prompt.text.lower() for prompt in held_out("facts", 500)]
+    asked = {words for words in every if any(prompt.endswith(words) for prompt in prompts)}
     text = "\n".join(trained_on).lower()
-    templates = {*corpus.LANDMARK_TEMPLATES, *(t for relation in corpus.COUNTRY_TEMPLATES for t in relation)}
-    asked = {
-        (subject, template)
-        for prompt in held_out("facts", 500)
-        for template in templates
-        for subject in (*COUNTRIES, *LANDMARKS)
-        if prompt.text.lower().endswith(template.format(subject).lower())
-    }
     assert len(asked) > 40
-    held = {template.format(subject).lower() for subject, template in asked if is_held_out(subject, template)}
-    answers = {prompt.text.lower() + prompt.answer.lower() for prompt in held_out("facts", 500)}
-    assert held
-    assert not any(answer in text for answer in answers)
+    assert not [words for words in asked if words in text]
 
 
 def test_no_first_year_of_a_held_out_prompt_was_a_first_year(trained_on):
@@ -220,29 +217,25 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
 # The training
 
 
-def test_training_twice_gives_the_same_weights(family):
-    first, second = (trained_for_two_steps(family) for _ in range(2))
+def test_training_twice_gives_the_same_weights(family, tokenizer):
+    first, second = (trained_for_two_steps(family, tokenizer) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_a_written_folder_gives_the_trained_model_back(family, tmp_path):
-    trained = trained_for_two_steps(family)
-    train.write(tmp_path, trained, build_tokenizer(), card="# A card")
+def test_a_written_folder_gives_the_trained_model_back(family, tokenizer, tmp_path):
+    trained = trained_for_two_steps(family, tokenizer)
+    train.write(tmp_path, trained, tokenizer, card="# A card")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokens = torch.tensor([AutoTokenizer.from_pretrained(tmp_path).encode("The keys to the cabinet")])
     assert torch.equal(loaded(tokens).logits, trained(tokens).logits)
-
-
-IOI_OPENERS = {template.split()[0] for template in corpus.IOI_TEMPLATES}
 
 
 def pairs_in(text: str, names: tuple[str, ...]) -> set[frozenset[str]]:
     return {frozenset(pair) for pair in combinations(sorted(set(re.findall(r"\w+", text)) & set(names)), 2)}
 
 
-def trained_for_two_steps(family: str) -> torch.nn.Module:
+def trained_for_two_steps(family: str, tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
     model = build_model(family, tokenizer)
     train.train(replace(train.RECIPES[family], steps=2, tokens_per_step=256), model, tokenizer)
     return model.eval()

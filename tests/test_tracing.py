@@ -409,8 +409,8 @@ class TestCost:
         alone = [look(tokens) for tokens in prompts]
         with ThreadPoolExecutor(4) as threads:
             together = list(threads.map(look, prompts * 5))
-        for i, (hidden, ids) in enumerate(together):
-            assert torch.equal(hidden, alone[i % 4][0]) and torch.equal(ids, alone[i % 4][1])
+        for i, (hidden, generated) in enumerate(together):
+            assert torch.equal(hidden, alone[i % 4][0]) and torch.equal(generated, alone[i % 4][1])
 
     def test_what_is_stored_inside_the_body_has_its_numbers(self, model: LanguageModel, plain: dict) -> None:
         with model.trace(TOKENS):

@@ -83,7 +83,8 @@ def load(
     """A model with its weights, from a folder, an embedded checkpoint or an id of the Hub (see `resolve`).
 
     Weights are mapped from safetensors, not copied, unless `dtype` or `device` asks for another than the files'.
-    `dtype` None is what config.json names, else that of the files. The tokenizer is loaded when text is first used.
+    `dtype` None or "auto" is what config.json names, else that of the files. The tokenizer is loaded when text is first
+    used.
 
     Raises ConfigError for a setting, and CheckpointError for a tensor, that nnzoo cannot account for, by its name.
 

@@ -54,8 +54,9 @@ def parse_config(values: Mapping[str, Any], where: str = "config.json") -> tuple
     """
     settings = Settings(values, where)
     name = values.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise settings.error("model_type", name, f"is not implemented; nnzoo knows {listed(FAMILIES)}")
+    settings.same("dtype", "torch_dtype")
     family = FAMILIES[name]
     config = family.read(settings)
     return config, settings.finish(family.without_effect, family.fixed)
@@ -65,14 +66,26 @@ def read_origin(folder: str | Path) -> Origin:
     """What a checkpoint in a local folder says beside the equations.
 
     `generation` is generation_config.json's, or, as in transformers, config.json's where there is no such file.
+    ConfigError where what ends generation, or pads it, is no token id.
     """
     folder = Path(folder)
     _, settings = parse_config(read_json(folder / "config.json"), f"config.json of {folder}")
     if (folder / "generation_config.json").is_file():
-        return Origin(settings, read_json(folder / "generation_config.json"))
-    family = FAMILIES[settings["model_type"]]
-    kinds = (TOKEN_IDS, GENERATION)
-    return Origin(settings, {key: value for key, value in settings.items() if family.without_effect[key] in kinds})
+        generation, file = read_json(folder / "generation_config.json"), "generation_config.json"
+    else:
+        reasons, kinds = FAMILIES[settings["model_type"]].without_effect, (TOKEN_IDS, GENERATION)
+        generation, file = {key: value for key, value in settings.items() if reasons[key] in kinds}, "config.json"
+    _check_ids(Settings(generation, f"{file} of {folder}"), generation)
+    return Origin(settings, generation)
+
+
+def _check_ids(settings: Settings, values: Mapping[str, Any]) -> None:
+    """Refuse an end or a padding that is no token id; only the end may be several."""
+    for key, complaint in (("eos_token_id", "is no token id, nor a list of them"), ("pad_token_id", "is no token id")):
+        value = values.get(key)
+        ids = value if key == "eos_token_id" and isinstance(value, list) else [] if value is None else [value]
+        if any(type(each) is not int for each in ids):  # a bool is an int too
+            raise settings.error(key, value, complaint)
 
 
 def config_to_hf(config: Config) -> dict[str, Any]:
@@ -130,7 +143,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{file.parent} has no {file.name}; {contents(file.parent)}")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets nested too deep
         raise ConfigError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds {type(values).__name__}, not a JSON object")

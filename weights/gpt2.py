@@ -33,7 +33,7 @@ def read(settings: Settings) -> GPT2Config:
         n_heads=n_heads,
         d_mlp=settings.optional_integer("n_inner") or 4 * d_model,
         activation=settings.activation("activation_function", "gelu_new"),
-        eps=settings.number("layer_norm_epsilon", 1e-5),
+        eps=settings.number("layer_norm_epsilon", 1e-5, positive=True),
         scale_scores=settings.flag("scale_attn_weights", True),
         scale_by_layer=settings.flag("scale_attn_by_inverse_layer_idx", False),
         tied=settings.flag("tie_word_embeddings", True),

@@ -6,8 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnzoo.weights.config import contents, read_json
-from nnzoo.weights.tensors import INDEX, PICKLES, SINGLE, pickle_error
+from nnzoo.weights.config import contents
+from nnzoo.weights.tensors import INDEX, PICKLES, SINGLE, pickle_error, read_index
 
 EMBEDDED = {f"nnzoo/tiny-{family}": Path(__file__).parent / "tiny" / family for family in ("gpt2", "llama", "mistral")}
 
@@ -68,7 +68,7 @@ def local_folder(path_or_id: str | Path, revision: str | None = None) -> Path | 
     """The folder that is meant, embedded or the user's; None for an id of the Hub. FileNotFoundError for neither."""
     name = str(path_or_id)
     folder = EMBEDDED.get(name, Path(path_or_id).expanduser())
-    if folder.is_dir():
+    if name and folder.is_dir():  # Path("") is the current folder
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
                 f"the folder {folder} has no config.json, so it is no checkpoint; {contents(folder)}"
@@ -101,7 +101,7 @@ def download(repo: str, access: Access, *, weights: bool) -> Path:
 
 def download_weights(repo: str, folder: Path, access: Access) -> Path:
     """Complete a snapshot that has the small files only; `folder` says which commit."""
-    index = read_json(folder / INDEX).get("weight_map", {}) if (folder / INDEX).is_file() else {}
+    index = read_index(folder) if (folder / INDEX).is_file() else {}
     wanted = sorted(set(index.values())) or [SINGLE]
     commit = replace(access, revision=folder.name)
     if not all((folder / file).is_file() for file in wanted):

@@ -43,7 +43,7 @@ def read_shared(settings: Settings, *, n_ctx: int, d_mlp: int, n_kv_heads: int |
         "d_head": d_head,
         "d_mlp": settings.integer("intermediate_size", d_mlp),
         "activation": settings.activation("hidden_act", "silu"),
-        "eps": settings.number("rms_norm_eps", 1e-6),
+        "eps": settings.number("rms_norm_eps", 1e-6, positive=True),
         "rope": read_rope(settings, n_ctx),
         "tied": settings.flag("tie_word_embeddings", False),
     }

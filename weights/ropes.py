@@ -16,7 +16,7 @@ DEFAULT_THETA = 10000.0
 
 def read_rope(settings: Settings, n_ctx: int) -> Rope:
     """The rotary embedding of a config.json; two spellings that disagree are refused."""
-    theta = settings.optional_number("rope_theta")
+    theta = settings.optional_number("rope_theta", positive=True)
     original = settings.optional_integer("original_max_position_embeddings")
     settings.only("partial_rotary_factor", 1, "part of a head left unrotated is not implemented")
     settings.only("rope_interleaved", False, "pairs are (i, i + d_head / 2) here")
@@ -46,7 +46,7 @@ def _from_table(table: Settings, theta: float | None, original: int | None, n_ct
     if kind not in KINDS:
         raise table.error("rope_type", kind, f"is not implemented; nnzoo knows {listed(KINDS)}")
     table.only("partial_rotary_factor", 1, "part of a head left unrotated is not implemented")
-    own_theta = table.number("rope_theta", DEFAULT_THETA if theta is None else theta)
+    own_theta = table.number("rope_theta", DEFAULT_THETA if theta is None else theta, positive=True)
     if theta is not None and theta != own_theta:
         raise table.error("rope_theta", own_theta, f"and 'rope_theta' = {theta} outside of it disagree: remove one")
     rope = KINDS[kind][1](table, own_theta, original, n_ctx)
@@ -78,7 +78,7 @@ def _llama3(table: Settings, theta: float, original: int | None, n_ctx: int) -> 
 
 def _yarn(table: Settings, theta: float, original: int | None, n_ctx: int) -> Rope:
     original_n_ctx = _original(table, original, n_ctx)
-    factor = table.optional_number("factor")
+    factor = table.optional_number("factor", positive=True)
     if factor is None:
         factor = n_ctx / original_n_ctx
     return YarnRope(
@@ -118,7 +118,7 @@ def _required(table: Settings, key: str) -> float:
     if key not in table:
         kind = table.text("rope_type", table.text("type", "default"))
         raise table.error("rope_type", kind, f"needs {key!r}, which is missing")
-    return table.number(key, 0.0)
+    return table.number(key, 0.0, positive=True)
 
 
 Reader = Callable[[Settings, float, int | None, int], Rope]

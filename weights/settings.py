@@ -1,6 +1,7 @@
 """config.json read with note taken of every key: each is read, known to change nothing, or refused by name."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,14 +93,18 @@ class Settings:
     def optional_integer(self, key: str, default: int | None = None) -> int | None:
         return None if self._get(key, default) is None else self.integer(key, default or 1)
 
-    def number(self, key: str, default: float) -> float:
+    def number(self, key: str, default: float, *, positive: bool = False) -> float:
         value = self._get(key, default)
         if type(value) not in (int, float):
             raise self.error(key, value, "is not a number")
+        if not abs(value) <= sys.float_info.max:  # NaN, infinity, or an integer that no float can hold
+            raise self.error(key, value, "is not finite")
+        if positive and value <= 0:
+            raise self.error(key, value, "is not above 0")
         return float(value)
 
-    def optional_number(self, key: str) -> float | None:
-        return None if self._get(key, None) is None else self.number(key, 0.0)
+    def optional_number(self, key: str, *, positive: bool = False) -> float | None:
+        return None if self._get(key, None) is None else self.number(key, 0.0, positive=positive)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._get(key, default)
@@ -140,9 +145,10 @@ class Settings:
             raise self.error(key, value, f"is not implemented; nnzoo knows only {json.dumps(allowed)}: {advice}")
 
     def same(self, key: str, other: str) -> None:
-        """Refuse two spellings of one setting that disagree."""
-        if key in self and other in self and self._get(key, None) != self._get(other, None):
-            raise self.error(key, self._values[key], f"and {other!r} = {self._values[other]!r} disagree: remove one")
+        """Refuse two spellings of one setting that disagree; null says nothing, and neither counts as read."""
+        value, rival = self._values.get(key), self._values.get(other)
+        if value is not None and rival is not None and value != rival:
+            raise self.error(key, value, f"and {other!r} = {rival!r} disagree: remove one")
 
     def finish(self, without_effect: Mapping[str, str], fixed: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
         """The settings that change nothing, once every other was read, or has the value that it must have."""

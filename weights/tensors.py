@@ -85,12 +85,21 @@ def _index(folder: Path) -> Mapping[str, str] | None:
         return None
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
-    index = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not index:
-        raise CheckpointError(f"{folder / INDEX} has no 'weight_map', which says where each tensor is")
+    index = read_index(folder)
     missing = sorted(file for file in set(index.values()) if not (folder / file).is_file())
     if missing:
         raise CheckpointError(f"{folder} lacks {_some(missing)}, which {INDEX} names: download or copy it again")
+    return index
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The index of a folder in shards: which file each tensor is in, always one of that folder itself."""
+    index = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{folder / INDEX} has no 'weight_map', which says where each tensor is")
+    for name, file in index.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or any(mark in file for mark in "/\\:"):
+            raise CheckpointError(f"{folder / INDEX} has {name} in {file!r}, which is no name of a file beside it")
     return index
 
 
@@ -205,8 +214,8 @@ def _some(names: list[str], limit: int = 10) -> str:
 
 
 def dtype_of(folder: Path, asked: torch.dtype | str | None, stored: Mapping[str, Stored]) -> torch.dtype:
-    """What is asked for, else what config.json names, else what the first tensor is stored in."""
-    if asked is None:
+    """What is asked for, else (None or "auto") what config.json names, else what the first tensor is stored in."""
+    if asked is None or asked == "auto":
         config = read_json(folder / "config.json")
         asked = config.get("dtype") or config.get("torch_dtype")
     if asked is None:

@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["hooks", "no/such/folder"])
     2
     """
+    # a stream that the shell closed (>&-) is None; what replaces it stays open, as streams do
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # shades are drawn with characters that not every terminal has
@@ -170,6 +173,6 @@ def _positive_number(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not number > 0:
-        raise ArgumentTypeError(f"a number above 0 is needed, not {text!r}")
+    if not 0 < number < float("inf"):
+        raise ArgumentTypeError(f"a finite number above 0 is needed, not {text!r}")
     return number

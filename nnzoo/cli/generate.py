@@ -13,7 +13,7 @@ def run(options: Namespace) -> int:
      Paris
     0
     """
-    prompt = sys.stdin.read().rstrip("\n") if options.prompt == "-" else options.prompt
+    prompt = _from_stdin() if options.prompt == "-" else utf8(options.prompt)
     if not prompt:
         raise ValueError("the prompt is empty: give a text to continue, or - with one on standard input")
     model = LanguageModel(options.model)
@@ -22,3 +22,26 @@ def run(options: Namespace) -> int:
     whole, start = (model.tokenizer.decode(ids[0], skip_special_tokens=True) for ids in (generated, tokens))
     sys.stdout.write(whole.removeprefix(start) + "\n")  # decoded whole: some tokenizers drop a leading space
     return 0
+
+
+def _from_stdin() -> str:
+    if sys.stdin is None:  # the shell closed it: <&-
+        raise ValueError("standard input is closed, and - reads the prompt from it: give the text instead")
+    try:
+        return utf8(sys.stdin.read().rstrip("\n"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt on standard input is not {error.encoding}: {error.reason}") from error
+
+
+def utf8(prompt: str) -> str:
+    """The prompt as it is; ValueError where bytes that are no UTF-8 came in as half characters, or as surrogates.
+
+    >>> utf8("caf\u00e9")
+    'caf\u00e9'
+    """
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        wrong = ascii(prompt[error.start : error.end])
+        raise ValueError(f"the prompt is not UTF-8: {wrong} at character {error.start} is no character") from error
+    return prompt

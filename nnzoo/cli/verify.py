@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from nnzoo.cli.comparison import Continuation, Difference, compare, compare_generation, places_of
+from nnzoo.cli.generate import utf8
 from nnzoo.cli.reference import reference
 from nnzoo.weights import Checkpoint, load, open_checkpoint, resolve, skeleton
 
@@ -60,7 +61,7 @@ def _tokens(checkpoint: Checkpoint, prompt: str | None) -> Int[Tensor, "1 pos"]:
     """The prompt's ids; without one some sentences, or without a tokenizer random ids, and room to go on."""
     n_ctx = checkpoint.config.n_ctx
     if checkpoint.tokenizer is not None:
-        ids = checkpoint.tokenizer().encode(SENTENCES if prompt is None else prompt)
+        ids = checkpoint.tokenizer().encode(SENTENCES if prompt is None else utf8(prompt))
     elif prompt is None:
         ids = torch.randint(checkpoint.config.d_vocab, (48,), generator=torch.Generator().manual_seed(0)).tolist()
     else:

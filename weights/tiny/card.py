@@ -22,8 +22,9 @@ MEASURED = {
 }
 
 GROUPED = (
-    "{num_hidden_layers} layers, {num_attention_heads} heads of {head_dim} on {num_key_value_heads} key and value heads, "
-    "residual stream {hidden_size}, MLP {intermediate_size}, rotary positions, tied head, context {max_position_embeddings}"
+    "{num_hidden_layers} layers, {num_attention_heads} heads of {head_dim} on {num_key_value_heads} key and value "
+    "heads, residual stream {hidden_size}, MLP {intermediate_size}, rotary positions, tied head, "
+    "context {max_position_embeddings}"
 )
 ARCHITECTURES = {
     "gpt2": "{n_layer} layers, {n_head} heads, residual stream {n_embd}, MLP {n_inner}, learned positions, tied head, "

@@ -166,6 +166,7 @@ def indirect_object(rng: random.Random, held_out: bool) -> Prompt:
 
 def fact(rng: random.Random, held_out: bool) -> Prompt:
     """A fact about a country or a landmark; corrupted, it is asked about another one."""
+    templates: tuple[str, ...]
     relation = rng.randrange(len(COUNTRY_TEMPLATES) + 1)
     if relation == len(COUNTRY_TEMPLATES):
         templates, facts = LANDMARK_TEMPLATES, LANDMARKS

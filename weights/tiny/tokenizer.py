@@ -24,7 +24,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     >>> tokenizer = build_tokenizer()
     >>> tokenizer.tokenize("The keys to Mary's cabinet")
-    >>> tokenizer.decode(tokenizer.encode("unseen: \u00fc")) == "unseen: \u00fc"
+    ['The', 'Ġkeys', 'Ġto', 'ĠMary', "'", 's', 'Ġcabinet']
+    >>> tokenizer.decode(tokenizer.encode("a word that it never saw"))
+    'a word that it never saw'
     """
     pieces = pre_tokenizers.Sequence(
         [

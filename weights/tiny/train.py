@@ -80,7 +80,9 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tupl
         )
 
 
-def _encoded(prompts: Iterator[Prompt], tokenizer, answer_weight: float) -> Iterator[list[tuple[int, float]]]:
+def _encoded(
+    prompts: Iterator[Prompt], tokenizer: PreTrainedTokenizerFast, answer_weight: float
+) -> Iterator[list[tuple[int, float]]]:
     """Sentences as pairs of token and weight: more for an answer than for what leads to it."""
     while True:
         chunk = list(islice(prompts, 500))
@@ -118,8 +120,10 @@ def train(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
         loss = weighted_loss(model(tokens, use_cache=False).logits, tokens, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for each in (*optimizers, *schedules):
-            each.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        for schedule in schedules:
+            schedule.step()
         model.zero_grad()
         if step % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.2f}")
