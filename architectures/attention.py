@@ -146,8 +146,8 @@ def _explicit(layer: "Attention", q: Tensor, k: Tensor, v: Tensor, span: Span, s
     group = q.shape[2] // k.shape[2]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
-    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * scale
-    scores = layer.hook_attn_scores(scores.masked_fill(span.hidden, -math.inf))
+    scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).mul_(scale)  # in place: they are the largest tensors here
+    scores = layer.hook_attn_scores(scores.masked_fill_(span.hidden, -math.inf))
     wide = torch.float32 if scores.dtype.itemsize < 4 else scores.dtype
     pattern = scores.softmax(dim=-1, dtype=wide).to(scores.dtype)
     if span.blind is not None:

@@ -28,6 +28,15 @@ class Norm(nn.Module):
             return self.hook_out(self.explicit(x))
         return self.hook_out(self.fused(x))
 
+    def rescaled(
+        self, normalized: Float[Tensor, "batch pos d_model"], scale: Float[Tensor, "batch pos 1"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What was divided by `scale`, divided by what stands at `hook_scale` instead; looking moves no bit of it."""
+        new = self.hook_scale(scale)
+        if new is scale and not scale.requires_grad:
+            return normalized
+        return normalized * (scale / new)
+
     def explicit(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         raise NotImplementedError
 
@@ -44,11 +53,10 @@ class LayerNorm(Norm):
 
     def explicit(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         wide = x.float() if x.dtype.itemsize < 4 else x  # as the fused kernel does: bfloat16 statistics lose two bits
-        wide = wide - wide.mean(dim=-1, keepdim=True)
-        deviation = (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
-        scale = deviation.to(x.dtype)
-        change = scale / self.hook_scale(scale)  # exactly 1 while nobody changes it
-        return torch.addcmul(self.bias, self.hook_normalized((wide / deviation).to(x.dtype) * change), self.weight)
+        variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
+        deviation = (variance + self.eps).sqrt()
+        normalized = self.rescaled(((wide - mean) / deviation).to(x.dtype), deviation.to(x.dtype))
+        return torch.addcmul(self.bias, self.hook_normalized(normalized), self.weight)
 
     def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
@@ -63,10 +71,8 @@ class RMSNorm(Norm):
     def explicit(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         wide = x.float()
         inverse = (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).rsqrt()
-        scale = (1 / inverse).to(x.dtype)
-        # exactly 1 while nobody changes the scale: looking must not move the last bits
-        change = scale / self.hook_scale(scale)
-        return self.weight * self.hook_normalized((wide * inverse).to(x.dtype) * change)
+        normalized = self.rescaled((wide * inverse).to(x.dtype), (1 / inverse).to(x.dtype))
+        return self.weight * self.hook_normalized(normalized)
 
     def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         wide = x.float()
