@@ -170,7 +170,7 @@ ATTENTION = [
     ),
     Mutation("context_of_the_shortest_prompt", "attention.py", "seen.sum(dim=-1).max()", "seen.sum(dim=-1).min()"),
     Mutation("fused_scale_left_to_torch", "attention.py", "scale=scale,", "scale=None,"),
-    Mutation("explicit_scale_dropped", "attention.py", "@ k.permute(0, 2, 3, 1) * scale", "@ k.permute(0, 2, 3, 1)"),
+    Mutation("explicit_scale_dropped", "attention.py", ".mul_(scale)", ""),
     Mutation(
         "explicit_heads_in_the_wrong_order",
         "attention.py",
@@ -178,7 +178,7 @@ ATTENTION = [
         "k.repeat(1, 1, group, 1), v.repeat(1, 1, group, 1)",
     ),
     Mutation(
-        "masked_by_a_number", "attention.py", "masked_fill(span.hidden, -math.inf)", "masked_fill(span.hidden, -1e9)"
+        "masked_by_a_number", "attention.py", "masked_fill_(span.hidden, -math.inf)", "masked_fill_(span.hidden, -1e9)"
     ),
     Mutation("attention_always_explicit", "attention.py", "if layer.hook_attn_scores.hooks or", "if True or"),
     Mutation("scores_on_the_fused_path", "attention.py", "if layer.hook_attn_scores.hooks or ", "if "),
