@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from families import PLAIN, error, ids, ours, prompt, settings_of, theirs
 from nnzoo.architectures.hooked_model import HookedModel
+from nnzoo.weights import build
 
 PATHS = pytest.mark.parametrize("path", ["fused", "explicit"])
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -109,3 +110,11 @@ def test_gradients_of_parameters_are_those_of_transformers(family, setting, path
     assert len(found) == len(wanted)
     for name, parameter in a.named_parameters():
         assert error(found[name], wanted[same_parameter(parameter, b)]) < tolerance, name
+
+
+def test_a_tied_model_is_built_with_one_matrix():
+    for family, setting in (("gpt2", "default"), ("llama", "tied")):
+        model = build(ours(family, setting).config)
+        assert model.unembed.weight is model.embed.weight
+    untied = build(ours("llama", "default").config)
+    assert untied.unembed.weight is not untied.embed.weight
