@@ -31,9 +31,8 @@ class LanguageModel(Envoy):
     """A language model from a Hugging Face folder or id, or an embedded one: "nnzoo/tiny-gpt2".
 
     Config and tokenizer are found at once, weights are read at the first run (at once with `dispatch=True`).
-    `dtype` (or `torch_dtype`) converts the
-    weights, `device` (or `device_map`) places them. `block_output="tensor"` lets a decoder block's `.output` be the
-    bare tensor, as newer transformers have it, instead of a tuple `(hidden,)`.
+    `dtype` (or `torch_dtype`) converts the weights, `device` (or `device_map`) places them. `block_output="tensor"`
+    lets a decoder block's `.output` be the bare tensor, as newer transformers have it, instead of a tuple `(hidden,)`.
 
     >>> model = LanguageModel("nnzoo/tiny-gpt2")
     >>> with model.trace("The capital of France is"):
@@ -147,11 +146,8 @@ class LanguageModel(Envoy):
     def parameter_names(self) -> dict[str, str]:
         """The native parameter at each Hugging Face name: {"lm_head.weight": "unembed.weight", ...}."""
         names = family_of(self.config).parameters(self.config.n_layers)
-        return {
-            theirs: ours
-            for theirs, ours in names.items()
-            if ours in dict(self.skeleton.named_parameters(remove_duplicate=False))
-        }
+        there = dict(self.skeleton.named_parameters(remove_duplicate=False))
+        return {theirs: ours for theirs, ours in names.items() if ours in there}
 
     @cached_property
     def _native_names(self) -> dict[str, str]:

@@ -25,10 +25,7 @@ _OURS = os.path.dirname(os.path.dirname(__file__))
 _LIBRARIES = (_OURS, *(library.__path__[0] for library in (torch, einops, jaxtyping)))
 _REAL_DEVICE = {"device", "is_cpu", "is_cuda", "is_meta", "get_device"}  # asked of the model, not of the meta device
 
-
 _GRADIENTS = {"backward", "grad", "register_hook", "requires_grad_", "retain_grad"}
-
-
 _LOOKS = {"__reduce_ex__", "data_ptr", "untyped_storage"}  # pickle, copy.copy, torch.save: of numbers, not of shapes
 _EDITS = {"__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
 

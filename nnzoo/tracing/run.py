@@ -65,14 +65,11 @@ class Run:
         if place.arrived is not None:
             self.values[place.arrived] = value
         self._run_stage([node for node in nodes if node is not place.arrived])
-        out = self._standing(place, nodes, value)
+        puts = [node for node in nodes if isinstance(node, Put)]
+        out = self.values[puts[-1]] if puts else value
         if place.stage == self._last:
             raise Halt
         return out
-
-    def _standing(self, place: Place, nodes: list[Node], value: Tensor) -> Tensor:
-        puts = [node for node in nodes if isinstance(node, Put)]
-        return self.values[puts[-1]] if puts else value
 
     def _run_stage(self, nodes: list[Node]) -> None:
         self._working = True
