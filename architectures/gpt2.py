@@ -27,6 +27,7 @@ from nnzoo.architectures.hooked_model import HookedModel, Unembed
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.architectures.norms import LayerNorm
+from nnzoo.architectures.parameters import quick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class GPT2Config:
         return self.n_heads
 
 
+@quick("weight", "bias")
 class Conv1D(nn.Module):
     """x W + b, with the weight stored [in, out], as in GPT-2's checkpoints."""
 
@@ -133,7 +135,7 @@ class MLP(nn.Module):
         self.hook_pre = HookPoint("batch pos d_mlp")
         self.hook_post = HookPoint("batch pos d_mlp")
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         pre = self.hook_pre(self.up(x))
         post = self.hook_post(self.act(pre))
         return self.down(post)

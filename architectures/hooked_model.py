@@ -40,7 +40,7 @@ class Unembed(nn.Module):
         self.hook_in = HookPoint("batch pos d_model")
         self.hook_out = HookPoint("batch pos d_vocab")
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         return self.hook_out(nn.functional.linear(self.hook_in(x), self.weight, self.bias))
 
 
@@ -49,6 +49,7 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
 
     hook_points: dict[str, HookPoint]
     origin: Any = None  # what the checkpoint says beside the equations, for whoever loads and saves it
+    ln_final: Any  # the last norm
     window: int | None = None  # how many tokens back a query sees, itself included; None: all
 
     def setup(self) -> None:
@@ -80,6 +81,11 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
             "d_mlp": c.d_mlp,
             "d_vocab": c.d_vocab,
         }
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens a prompt and what follows it may have."""
+        return self.config.n_ctx
 
     @property
     def device(self) -> torch.device:

@@ -27,6 +27,11 @@ class KVCache:
         """Add a pass's keys and values to a layer; what comes back are all from `oldest` on."""
         return self._layers[layer].append(k, v, self.oldest)
 
+    def rewind(self, layer: int, length: int) -> None:
+        """Forget what the blocks from `layer` on have read after the first `length` tokens."""
+        for one in self._layers[layer:]:
+            one.rewind(length)
+
     def check_batch(self, batch: int) -> None:
         """Raise ValueError if the cache was filled with another number of prompts."""
         filled = self._layers[0].batch
@@ -69,6 +74,11 @@ class LayerCache:
         self._used, self.seen = end, self.seen + k.shape[1]
         first = oldest - (self.seen - end)
         return self._k[:, first:end], self._v[:, first:end]
+
+    def rewind(self, length: int) -> None:
+        """Forget the tokens after the first `length`."""
+        self._used -= max(0, self.seen - length)
+        self.seen = min(self.seen, length)
 
     def _make_room(self, k: Tensor, oldest: int) -> None:
         batch, n_pos, heads, d_head = k.shape

@@ -28,6 +28,7 @@ from nnzoo.architectures.hooked_model import HookedModel, Unembed
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.architectures.norms import RMSNorm
+from nnzoo.architectures.parameters import Linear
 from nnzoo.architectures.rotary import Rope, Rotary, rotate, rotation
 
 
@@ -57,10 +58,10 @@ class LlamaAttention(Attention):
         self.layer = layer
         self.scale = config.d_head**-0.5
         width, kv_width = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
-        self.q = nn.Linear(config.d_model, width, bias=config.attn_bias)
-        self.k = nn.Linear(config.d_model, kv_width, bias=config.attn_bias)
-        self.v = nn.Linear(config.d_model, kv_width, bias=config.attn_bias)
-        self.out = nn.Linear(width, config.d_model, bias=config.attn_bias)
+        self.q = Linear(config.d_model, width, bias=config.attn_bias)
+        self.k = Linear(config.d_model, kv_width, bias=config.attn_bias)
+        self.v = Linear(config.d_model, kv_width, bias=config.attn_bias)
+        self.out = Linear(width, config.d_model, bias=config.attn_bias)
         self.hook_q_in = HookPoint("batch pos d_model")
         self.hook_k_in = HookPoint("batch pos d_model")
         self.hook_v_in = HookPoint("batch pos d_model")
@@ -118,9 +119,9 @@ class GatedMLP(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.act = ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(config.d_model, config.d_mlp, bias=config.mlp_bias)
-        self.up = nn.Linear(config.d_model, config.d_mlp, bias=config.mlp_bias)
-        self.down = nn.Linear(config.d_mlp, config.d_model, bias=config.mlp_bias)
+        self.gate = Linear(config.d_model, config.d_mlp, bias=config.mlp_bias)
+        self.up = Linear(config.d_model, config.d_mlp, bias=config.mlp_bias)
+        self.down = Linear(config.d_mlp, config.d_model, bias=config.mlp_bias)
         self.hook_gate_in = HookPoint("batch pos d_model")
         self.hook_pre = HookPoint("batch pos d_mlp")
         self.hook_act = HookPoint("batch pos d_mlp")
@@ -128,7 +129,7 @@ class GatedMLP(nn.Module):
         self.hook_pre_linear = HookPoint("batch pos d_mlp")
         self.hook_post = HookPoint("batch pos d_mlp")
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         gate = self.hook_act(self.act(self.hook_pre(self.gate(self.hook_gate_in(x)))))
         linear = self.hook_pre_linear(self.up(self.hook_up_in(x)))
         return self.down(self.hook_post(gate * linear))
@@ -225,8 +226,8 @@ class Llama(HookedModel):
         cache: KVCache | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_model"], Span]:
         """The residual stream as it enters the first block, and the angles by which every block rotates."""
-        tokens, reach = self.hook_tokens(tokens), self.config.rope.reach(self.config.n_ctx)
-        span = span_of(tokens, attention_mask, cache, n_ctx=reach, window=self.window)
+        tokens = self.hook_tokens(tokens)
+        span = span_of(tokens, attention_mask, cache, n_ctx=self.max_tokens, window=self.window)
         x = self.hook_embed(self.embed(tokens))
         span.rotation = rotation(*self.rotary(self.hook_positions(span.positions), x.dtype))
         return x, span
@@ -234,6 +235,11 @@ class Llama(HookedModel):
     def finish(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits from the residual stream as it leaves the last block."""
         return self.unembed(self.ln_final(x))
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens a prompt and what follows it may have: stretched rotations reach beyond `n_ctx`."""
+        return self.config.rope.reach(self.config.n_ctx)
 
 
 def bias_of(linear: nn.Linear) -> Float[Tensor, "d_out"]:

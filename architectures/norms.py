@@ -8,8 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnzoo.architectures.hooks import HookPoint
+from nnzoo.architectures.parameters import quick
 
 
+@quick("weight")
 class Norm(nn.Module):
     """What the two norms share: the hook points, and the choice between the fused and the explicit path."""
 
@@ -22,7 +24,7 @@ class Norm(nn.Module):
         self.hook_normalized = HookPoint("batch pos d_model")
         self.hook_out = HookPoint("batch pos d_model")
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         x = self.hook_in(x)
         if self.hook_scale.hooks or self.hook_normalized.hooks:
             return self.hook_out(self.explicit(x))
@@ -37,13 +39,14 @@ class Norm(nn.Module):
             return normalized
         return normalized * (scale / new)
 
-    def explicit(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def explicit(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         raise NotImplementedError
 
     def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         raise NotImplementedError
 
 
+@quick("bias")
 class LayerNorm(Norm):
     """Centre, divide by the standard deviation, then scale and shift (https://arxiv.org/abs/1607.06450)."""
 
@@ -51,11 +54,11 @@ class LayerNorm(Norm):
         super().__init__(d_model, eps)
         self.bias = nn.Parameter(torch.zeros(d_model))
 
-    def explicit(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def explicit(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         wide = x.float() if x.dtype.itemsize < 4 else x  # as the fused kernel does: bfloat16 statistics lose two bits
-        variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
-        deviation = (variance + self.eps).sqrt()
-        normalized = self.rescaled(((wide - mean) / deviation).to(x.dtype), deviation.to(x.dtype))
+        # the kernel beneath layer_norm, which gives its statistics back: var_mean alone takes 15 times as long
+        normalized, _, inverse = torch.native_layer_norm(wide, self.weight.shape, None, None, self.eps)
+        normalized = self.rescaled(normalized.to(x.dtype), (1 / inverse).to(x.dtype))
         return torch.addcmul(self.bias, self.hook_normalized(normalized), self.weight)
 
     def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
@@ -68,7 +71,7 @@ class RMSNorm(Norm):
     The statistics are taken in float32 whatever the model's dtype, as LLaMA was trained, float64 included.
     """
 
-    def explicit(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def explicit(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         wide = x.float()
         inverse = (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).rsqrt()
         normalized = self.rescaled((wide * inverse).to(x.dtype), (1 / inverse).to(x.dtype))

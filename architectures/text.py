@@ -4,11 +4,12 @@ The tokenizer is whatever the model was given as `model.tokenizer`: a Hugging Fa
 and decodes as one.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class TextMethods:
@@ -52,7 +53,7 @@ class TextMethods:
                 raise ValueError("text is padded here, and takes no attention_mask; pass token ids with one")
             input, attention_mask = self._encode(input, prepend_bos)
         tokens = input[None] if input.ndim == 1 else input
-        _check_tokens(tokens, self.config.d_vocab)
+        check_tokens(tokens, self.config.d_vocab)
         if attention_mask is not None:
             attention_mask = attention_mask[None] if attention_mask.ndim == 1 else attention_mask
             if attention_mask.shape != tokens.shape:
@@ -91,8 +92,8 @@ class TextMethods:
         return self.tokenizer.decode([token])
 
     def _encode(self, text: str | list[str], prepend_bos: bool = False) -> tuple[Tensor, Tensor | None]:
-        rows = self._rows(text, prepend_bos)
-        return pad_left(rows, self._pad_id(rows), torch.device("cpu"))
+        rows = [torch.tensor(row, dtype=torch.long) for row in self._rows(text, prepend_bos)]
+        return pad_left(rows, pad_id_of(self.tokenizer, rows))
 
     def _rows(self, text: str | list[str], prepend_bos: bool) -> list[list[int]]:
         rows = [self.tokenizer.encode(one) for one in ([text] if isinstance(text, str) else text)]
@@ -101,28 +102,39 @@ class TextMethods:
         bos = self.tokenizer.bos_token_id
         return [row if row[:1] == [bos] else [bos, *row] for row in rows]
 
-    def _pad_id(self, rows: list[list[int]]) -> int:
-        if len({len(row) for row in rows}) <= 1:
-            return 0
-        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return next((i for i in candidates if i is not None), 0)  # masked out: any id will do
+
+def pad_id_of(tokenizer: Any, rows: Sequence[Sequence[int] | Tensor]) -> int:
+    """What a tokenizer pads rows with, if any is shorter: its padding, the end of a text, or 0; masked, any id does."""
+    if len({len(row) for row in rows}) <= 1:
+        return 0
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((i for i in candidates if i is not None), 0)
 
 
-def pad_left(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Rows of ids as one tensor, padded on the left, and its mask (None where nothing was padded)."""
-    width = max((len(row) for row in rows), default=0)
-    tokens = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], dtype=torch.long, device=device)
-    if all(len(row) == width for row in rows):
-        return tokens.reshape(len(rows), width), None
-    mask = [[False] * (width - len(row)) + [True] * len(row) for row in rows]
-    return tokens, torch.tensor(mask, device=device)
+def pad_left(rows: list[Tensor], fill: int) -> tuple[Tensor, Tensor | None]:
+    """Rows [pos] of different lengths as one tensor, filled on the left, and False where it was (None: nowhere).
+
+    >>> pad_left([torch.tensor([3, 1]), torch.tensor([4])], 0)
+    (tensor([[3, 1],
+            [0, 4]]), tensor([[ True,  True],
+            [False,  True]]))
+    """
+    lengths = [len(row) for row in rows]
+    if len(rows) > 1 and 0 in lengths:
+        raise ValueError(f"prompt {lengths.index(0)} of {len(rows)} is empty, and a model needs at least one token")
+    if len(set(lengths)) <= 1:
+        return (torch.stack(rows) if rows else torch.zeros(0, 0, dtype=torch.long)), None
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill, padding_side="left")
+    return padded, torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
 
 
-def _check_tokens(tokens: Tensor, d_vocab: int) -> None:
+def check_tokens(tokens: Tensor, d_vocab: int) -> None:
+    """Raise ValueError, saying what is wrong, for what are no ids [batch pos] of a vocabulary."""
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise ValueError(f"tokens are integers [batch pos] or [pos], not {tokens.dtype} {list(tokens.shape)}")
     if tokens.numel() == 0:
         raise ValueError(f"the prompt is empty: tokens are {list(tokens.shape)}, and a model needs at least one")
     looking = tokens.device.type == "cpu" and not torch.compiler.is_compiling()  # on a GPU a look waits for it
     if looking and not 0 <= int(tokens.min()) <= int(tokens.max()) < d_vocab:
-        raise ValueError(f"token ids run from 0 to {d_vocab - 1}, but got {int(tokens.min())} to {int(tokens.max())}")
+        low, high = int(tokens.min()), int(tokens.max())
+        raise ValueError(f"token ids run from 0 to {d_vocab - 1}, but got {low} to {high}: of another tokenizer?")
