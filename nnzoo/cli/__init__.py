@@ -138,7 +138,8 @@ def _generate(commands: _SubParsersAction) -> None:
         commands,
         "generate",
         "continue a text",
-        "Continues a prompt with the most likely token at each step, and prints what was\nadded.",
+        "Continues a prompt, and prints what was added. Each token is the most likely\n"
+        "one, unless --sample, or an option of sampling, is given.",
         'nnzoo generate nnzoo/tiny-gpt2 "The capital of France is" --max-new-tokens 3',
     )
     command.add_argument("model", metavar="MODEL", help=MODEL)
@@ -150,6 +151,16 @@ def _generate(commands: _SubParsersAction) -> None:
         metavar="N",
         help="how many tokens at most (%(default)s)",
     )
+    command.add_argument("--stop", action="append", metavar="TEXT", help="end with this text; may be given again")
+    command.add_argument("--sample", action="store_true", help="draw each token at random, by its probability")
+    command.add_argument(
+        "--temperature", type=_positive_number, metavar="T", help="sample, with logits divided by this"
+    )
+    command.add_argument("--top-k", type=_positive_integer, metavar="K", help="sample from the K most likely tokens")
+    command.add_argument(
+        "--top-p", type=_positive_number, metavar="P", help="sample from the most likely tokens that together reach P"
+    )
+    command.add_argument("--seed", type=int, metavar="N", help="sample the same text again: any whole number")
 
 
 def _command(commands: _SubParsersAction, name: str, purpose: str, description: str, example: str) -> ArgumentParser:
