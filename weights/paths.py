@@ -25,13 +25,15 @@ class ModulePath:
 
     `record` says how `.output` answers: "tensor"; "block", a tuple (hidden,) or the bare tensor, by LanguageModel's
     `block_output`; "tuple"; "base", which has `.last_hidden_state`; "logits", a tensor that also answers `.logits`.
-    Containers that are never called have neither input nor output.
+    Containers that are never called have neither input nor output. `keyword` is the name under which transformers
+    passes the input, where it does not pass it by position.
     """
 
     kind: str  # Hugging Face's class name, for print(model)
     input: Value | None
     output: Value | tuple[Value, ...] | None
     record: Record = "tensor"
+    keyword: str | None = None
 
 
 def at(hook: str, view: str | None = None) -> Value:
@@ -82,12 +84,16 @@ def llama_paths(name: str) -> dict[str, ModulePath]:
     """
     return {
         "": ModulePath(f"{name}ForCausalLM", at("hook_tokens"), at("unembed.hook_out"), "logits"),
-        "model": ModulePath(f"{name}Model", at("hook_tokens"), at("ln_final.hook_out"), "base"),
+        "model": ModulePath(f"{name}Model", at("hook_tokens"), at("ln_final.hook_out"), "base", keyword="input_ids"),
         "model.embed_tokens": ModulePath("Embedding", at("hook_tokens"), at("hook_embed")),
         "model.layers": ModulePath("ModuleList", None, None),
         "model.layers.{i}": ModulePath(f"{name}DecoderLayer", at(".hook_resid_pre"), at(".hook_resid_post"), "block"),
         "model.layers.{i}.self_attn": ModulePath(
-            f"{name}Attention", at(".ln1.hook_out"), (at(".hook_attn_out"), at(".attn.hook_pattern")), "tuple"
+            f"{name}Attention",
+            at(".ln1.hook_out"),
+            (at(".hook_attn_out"), at(".attn.hook_pattern")),
+            "tuple",
+            keyword="hidden_states",
         ),
         "model.layers.{i}.self_attn.q_proj": ModulePath("Linear", at(".attn.hook_q_in"), at(".attn.hook_q", MERGED)),
         "model.layers.{i}.self_attn.k_proj": ModulePath("Linear", at(".attn.hook_k_in"), at(".attn.hook_k", MERGED)),
@@ -116,6 +122,27 @@ PATHS: dict[str, dict[str, ModulePath]] = {
     "mistral": llama_paths("Mistral"),
 }
 
+# Which module of ours a Hugging Face path is: those without tensors of their own, which the family's table has
+LLAMA_MODULES = {
+    "": "",
+    "model.layers": "blocks",
+    "model.layers.{i}": "blocks.{i}",
+    "model.layers.{i}.self_attn": "blocks.{i}.attn",
+    "model.layers.{i}.mlp": "blocks.{i}.mlp",
+    "model.rotary_emb": "rotary",
+}
+MODULES: dict[str, dict[str, str]] = {
+    "gpt2": {
+        "": "",
+        "transformer.h": "blocks",
+        "transformer.h.{i}": "blocks.{i}",
+        "transformer.h.{i}.attn": "blocks.{i}.attn",
+        "transformer.h.{i}.mlp": "blocks.{i}.mlp",
+    },
+    "llama": LLAMA_MODULES,
+    "mistral": LLAMA_MODULES,
+}
+
 # transformers' classes of the activation functions
 ACTIVATION_KINDS = {
     "gelu": "GELUActivation",
@@ -140,3 +167,16 @@ def paths_of(config: Config) -> dict[str, ModulePath]:
         path: replace(module, kind=act) if path.endswith((".act", ".act_fn")) else module
         for path, module in PATHS[family_of(config).name].items()
     }
+
+
+def modules_of(config: Config) -> dict[str, str]:
+    """The module of ours that each Hugging Face path is; the base model, dropout and activations are none.
+
+    >>> from nnzoo.weights.config import parse_config
+    >>> config, _ = parse_config({"model_type": "gpt2"})
+    >>> modules_of(config)["transformer.h.{i}.attn.c_attn"]
+    'blocks.{i}.attn.qkv'
+    """
+    family = family_of(config)
+    leaves = {theirs.rpartition(".")[0]: ours.rpartition(".")[0] for theirs, ours in family.tensors.items()}
+    return MODULES[family.name] | leaves
