@@ -30,20 +30,23 @@ _memory: dict[Any, Answer] = {}
 _MEMORY_SIZE = 4096
 
 
-def infer(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answer:
+def infer(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], device: torch.device | None = None) -> Answer:
     """The answer of `fn(*args, **kwargs)`, all of whose tensors are meta; `inputs` are those that may be aliased.
 
-    Raises NeedsValues where the numbers matter, and whatever the operation itself raises on wrong shapes.
+    `device` is where it will run: under autocast there, results have autocast's dtypes. Raises NeedsValues where the
+    numbers matter, and whatever the operation itself raises on wrong shapes.
     """
+    autocast = device if device is not None and torch.is_autocast_enabled(device.type) else None
     try:
         storages = [t.untyped_storage()._cdata for t in inputs]
         shared = tuple(storages.index(one) for one in storages)  # f(a, a) aliases otherwise than f(a, b)
-        key = (fn, _signature(args), _signature(kwargs), shared)
+        modes = (torch.get_default_dtype(), autocast and torch.get_autocast_dtype(autocast.type))
+        key = (fn, _signature(args), _signature(kwargs), shared, modes)
         if key in _memory:
             return _memory[key]
     except TypeError:  # an argument that cannot be hashed
         key = None
-    answer = _ask(fn, args, kwargs, inputs)
+    answer = _ask(fn, args, kwargs, inputs) if autocast is None else _ask_cast(fn, args, kwargs, inputs, autocast)
     if key is not None:
         if len(_memory) >= _MEMORY_SIZE:
             _memory.clear()
@@ -72,6 +75,25 @@ def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answe
     storages = [t.untyped_storage()._cdata for t in inputs]
     aliases = [t.untyped_storage()._cdata for t in leaves]
     return Answer(result, tuple(leaves), tuple(storages.index(a) if a in storages else None for a in aliases))
+
+
+def _ask_cast(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], device: torch.device) -> Answer:
+    """The answer under autocast, which leaves the meta device alone: fake tensors of the real device are asked."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # imports PyTorch's compiler: a second, here only
+
+    fakes: dict[int, Tensor] = {}
+
+    def fake(t: Tensor) -> Tensor:
+        if id(t) not in fakes:
+            fakes[id(t)] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
+        return fakes[id(t)]
+
+    with FakeTensorMode():
+        cast = [fake(t) for t in inputs]
+        answer = _ask(fn, map_tensors(fake, args), map_tensors(fake, kwargs), cast)
+    metas = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in answer.leaves]
+    results = iter(metas)
+    return Answer(map_tensors(lambda _: next(results), answer.result), tuple(metas), answer.aliases)
 
 
 def _arithmetic(a: Any, b: Any) -> Answer:

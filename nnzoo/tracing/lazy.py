@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnzoo.tracing.graph import Node
+from nnzoo.tracing.graph import LOGITS, Node
 
 
 class LazyTensor(Tensor):
@@ -23,7 +23,8 @@ class LazyTensor(Tensor):
 
     @staticmethod
     def __new__(cls, node: Node, recorder: Any) -> "LazyTensor":
-        lazy = torch.Tensor._make_wrapper_subclass(cls, (), dtype=torch.float32)
+        dtype = torch.float32 if node.meta is None else node.meta.dtype  # torch.tensor([x, y]) asks
+        lazy = torch.Tensor._make_wrapper_subclass(cls, (), dtype=dtype)
         lazy._node, lazy._recorder = node, recorder
         recorder.alive.append(weakref.ref(lazy))
         return lazy
@@ -40,10 +41,12 @@ class LazyTensor(Tensor):
     ) -> Any:
         raise RuntimeError(f"{fn} reached a traced value below Python; use PyTorch's own functions on it")
 
-    def save(self) -> "LazyTensor":
-        """Keep the value; here, whatever you still hold is kept, and over a wire only what is saved."""
-        self._recorder.saved.add(self._node)
-        return self
+    def save(self) -> Any:
+        """Keep the value; here, whatever you still hold is kept, and over a wire only what is saved.
+
+        Inside a `with tracer.iter[...]` over several steps it gives a list, of one value a step.
+        """
+        return self._recorder.save(self)
 
     @property
     def value(self) -> "LazyTensor":
@@ -53,15 +56,24 @@ class LazyTensor(Tensor):
     @property
     def logits(self) -> "LazyTensor":
         """What the model's output is, by the name that Hugging Face gives it."""
-        if not self._recorder.is_logits(self._node):
+        if self._node.hook != LOGITS:
             raise AttributeError("only the model's output has .logits")
         return self
+
+    @property
+    def loss(self) -> "LazyTensor":
+        """The mean cross-entropy of the prompt's labels, in nats, where it was given with `labels=`."""
+        if self._node.hook != LOGITS:
+            raise AttributeError("only the model's output has .loss")
+        return self._recorder.loss_of(self)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.unbind(0))
 
     def __repr__(self) -> str:  # type: ignore[override]  # torch's has an argument that only it uses
         meta = self._node.meta
+        if meta is None:
+            return f"LazyTensor({self._node})"
         return f"LazyTensor({self._node}, shape={list(meta.shape)}, dtype={meta.dtype})"
 
     def __str__(self) -> str:
@@ -82,11 +94,3 @@ def first_lazy(value: Any) -> LazyTensor | None:
     elif not isinstance(value, (tuple, list)):
         return None
     return next((found for part in value if (found := first_lazy(part)) is not None), None)
-
-
-def become(lazy: Tensor, value: Tensor, *, is_logits: bool) -> None:
-    """Turn the same Python object into a plain tensor; the model's output goes on answering `.logits`."""
-    alias = value.view_as(value)  # a fresh one: autograd's graph may hold the value itself
-    if is_logits:
-        alias.logits = value.view_as(value)  # type: ignore[attr-defined]
-    torch.utils.swap_tensors(lazy, alias)

@@ -1,122 +1,107 @@
 """The recorder: turns what a body does to lazy tensors into a graph.
 
-Every operation is answered from shapes alone (so a wrong shape is an error at the user's line), gets its stage, and is
-tied to the writes that it must see. An operation that needs numbers makes the model run that far.
+Every operation is answered from shapes alone (so a wrong shape is an error at the user's line), learns what it needs of
+which pass, and is tied to the writes that it must see. An operation that needs numbers makes the model run that far.
 """
 
-import os
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-import einops
-import jaxtyping
 import torch
 from torch import Tensor
 
-from nnzoo.architectures.hooks import HookPoint, HookShapeError
-from nnzoo.architectures.shape_errors import explain
-from nnzoo.tracing.graph import BEFORE, Arrive, Call, Line, Node, Pick, Place, Put, Stage, Storage
+from nnzoo.prompts import loss_of
+from nnzoo.tracing.arguments import (
+    call_with,
+    edited,
+    in_custom_function,
+    index_metas,
+    lazies,
+    name_of,
+    operands,
+    stand_in,
+    to_meta,
+    user_line,
+    with_nodes,
+    without_masks,
+)
+from nnzoo.tracing.graph import (
+    END,
+    NOTHING,
+    Call,
+    Invoke,
+    Line,
+    Needs,
+    Node,
+    Pick,
+    Place,
+    Put,
+    Stage,
+    Storage,
+    together,
+)
 from nnzoo.tracing.infer import Answer, NeedsValues, infer, map_tensors, moves
 from nnzoo.tracing.lazy import LazyTensor
+from nnzoo.tracing.lengths import map_lengths
+from nnzoo.tracing.modes import Modes, random_state
+from nnzoo.tracing.pass_order import PassOrder
+from nnzoo.tracing.tape import StepValues, Tape
 
-_OURS = os.path.dirname(os.path.dirname(__file__))
-_LIBRARIES = (_OURS, *(library.__path__[0] for library in (torch, einops, jaxtyping)))
 _REAL_DEVICE = {"device", "is_cpu", "is_cuda", "is_meta", "get_device"}  # asked of the model, not of the meta device
+_LOOKS = {"__reduce_ex__", "data_ptr", "untyped_storage", "storage"}  # pickle, copy.copy, torch.save: of numbers
+_FROM_SHAPE = set(
+    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like "
+    "new_zeros new_ones new_empty new_full new_tensor".split()
+)
+_RANDOM = set(
+    "bernoulli bernoulli_ dropout dropout_ alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d "
+    "dropout3d rrelu rrelu_ multinomial normal normal_ uniform_ exponential_ log_normal_ cauchy_ geometric_ random_ "
+    "poisson gumbel_softmax".split()
+)
 
-_GRADIENTS = {"backward", "grad", "register_hook", "requires_grad_", "retain_grad"}
-_LOOKS = {"__reduce_ex__", "data_ptr", "untyped_storage"}  # pickle, copy.copy, torch.save: of numbers, not of shapes
-_EDITS = {"__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
+
+# in place, they change a tensor's shape: a traced value becomes the view that the same function without "_" gives
+_TURNS = set("t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ as_strided_".split())
+_ALIKE: dict[str, Callable] = {"view_as": Tensor.view, "expand_as": Tensor.expand, "reshape_as": Tensor.reshape}
+_RESIZES = {"resize_", "resize_as_", "set_", "rename_"}
 
 
 class TraceError(RuntimeError):
-    """What a body asks for cannot be had from one pass of the model."""
+    """What a body asks for cannot be had from the model's passes."""
 
 
 class Recorder:
     """The graph of one trace while its body runs.
 
-    `order` numbers the hook points as they fire, `shape_of` gives a hook point's shape and dtype in this pass, and
-    `run` runs the model for some nodes and gives their values.
+    `device` is the model's, and `run` runs the model for some nodes and gives their values.
     """
 
     def __init__(
-        self,
-        points: dict[str, HookPoint],
-        order: dict[str, int],
-        shape_of: Callable[[str], Tensor],
-        device: torch.device,
-        run: Callable[["Recorder", list[Node]], dict[Node, Any]],
+        self, device: torch.device, order: dict[str, int], run: Callable[["Recorder", list[Node]], dict[Node, Any]]
     ) -> None:
-        self.points, self.order, self.shape_of, self.device = points, order, shape_of, device
+        self.device, self.order = device, order
         self._run = run
         self._moves = moves(device)
+        self.modes = Modes.now(device.type)  # those of the trace: the model's passes run under them
+        self.passes = PassOrder()
         self.nodes: list[Node] = []
         self.puts: list[Node] = []  # nodes that change what the model goes on with
-        self.places: dict[str, Place] = {}
+        self.effects: list[Node] = []  # nodes that run whatever is asked: backward passes
         self.saved: set[Node] = set()
+        self.lists: list[StepValues] = []  # those of a `with tracer.iter[...]`
+        self.roots: list[Node] = []  # what was asked for when the body was over
+        self.given: list[Call] = []  # nodes that hold tensors
+        self.keeps_tensors = False  # somebody asked for the graph, and may store it
         self.alive: list[weakref.ref[LazyTensor]] = []
         self.open = True
+        self.ended = "a trace that ended with an error"  # what values belong to that were never computed
         self.needs_grad = False
-
-    # --- places --------------------------------------------------------------------------------------------------
-
-    def read(self, hook: str) -> LazyTensor:
-        """The value at a hook point, with all that was done to it so far."""
-        self._check_open()
-        return LazyTensor(self._current(self._place(hook)), self)
-
-    def put(self, hook: str, value: Tensor) -> None:
-        """From here on the model goes on with `value` at a hook point.
-
-        Raises HookShapeError where it does not fit, TraceError where it comes too late in the pass.
-        """
-        self._check_open()
-        place = self._place(hook)
-        arrived = self._current(place)
-        source = self._node_of(value, place)
-        if source is arrived:
-            return
-        self._check_fits(source.meta, arrived.meta, hook)
-        if source.storage.place not in (None, place):  # another place's own tensor: this place needs one for itself
-            source = self._call(torch.clone, (source,), {}, infer(torch.clone, (source.meta,), {}, [source.meta]))
-        node = self._add(Put, (source,), storage=source.storage, meta=source.meta, place=place)
-        self._check_in_time(node, place)
-        node.stage = place.stage
-        source.storage.place = place
-        place.current = node
-        self.puts.append(node)
-
-    def is_logits(self, node: Node) -> bool:
-        """Whether a node is the model's output."""
-        return isinstance(node, (Arrive, Put)) and node.place.hook == "unembed.hook_out"
-
-    def _place(self, hook: str) -> Place:
-        if hook not in self.places:
-            self.places[hook] = Place(hook, Stage(0, self.order[hook]))
-        return self.places[hook]
-
-    def _current(self, place: Place) -> Node:
-        if place.current is None:
-            node = self._add(Arrive, (), storage=Storage(place=place), meta=self.shape_of(place.hook), place=place)
-            node.stage = place.stage
-            place.arrived = place.current = node
-        return place.current
-
-    def _node_of(self, value: Tensor, place: Place) -> Node:
-        if isinstance(value, LazyTensor):
-            self._check_ours(value)
-            return value._node
-        if not isinstance(value, Tensor):
-            raise HookShapeError(f"{place.hook} takes a tensor, not a {type(value).__name__}")
-        meta = to_meta(value)
-        return self._call(torch.clone, (value,), {}, infer(torch.clone, (meta,), {}, []))
-
-    def _check_fits(self, new: Tensor, old: Tensor, hook: str) -> None:
-        if new.shape != old.shape or new.dtype != old.dtype:
-            point = self.points[hook]
-            raise HookShapeError(explain(hook, point.axes, point.sizes, old, new))
+        self.differentiated: set[Node] = set()  # nodes whose gradient the body wants kept
+        self.tape: Tape | None = None  # what is done goes on it too
+        self._answering = False
+        self.custom: Line | None = None  # inside an autograd.Function, whose backward no node knows
+        self.special: dict[str, Callable[[Callable, tuple, dict], Any]] = {}  # names that others answer: gradients
 
     # --- operations ----------------------------------------------------------------------------------------------
 
@@ -125,70 +110,150 @@ class Recorder:
 
         `shapes` is a function that answers on the meta device for one that cannot.
         """
-        self._check_open()
+        self.check_open()
+        if kwargs.get("out") is not None and lazies(kwargs["out"]):
+            return self._into(fn, args, kwargs, shapes)
+        if name_of(fn) in _TURNS:
+            args[0]._node = self.record(getattr(Tensor, name_of(fn)[:-1]), args, kwargs, shapes)._node
+            return args[0]
+        if name_of(fn) in _ALIKE:  # only the other's shape is asked for, not its numbers
+            view: Any = _ALIKE[name_of(fn)]
+            one, other = (*args, *kwargs.values())
+            return self.record(view, (one, other.shape), {}) if isinstance(one, LazyTensor) else view(one, other.shape)
+        if self.tape is None or self._answering:
+            return self._answer(fn, args, kwargs, shapes)
+        self._answering = True  # what the answer is made of is no entry of its own
+        try:
+            result = self._answer(fn, map_lengths(int, args), map_lengths(int, kwargs), shapes)
+        finally:
+            self._answering = False
+        modes = Modes.now(self.device.type)
+        return self.tape.did(fn, args, kwargs, shapes, result, None if modes == self.modes else modes)
+
+    def _into(self, fn: Callable, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:
+        """A function whose results are written into traced values, `out=`."""
+        out = kwargs["out"]
+        results = self.record(fn, args, {name: value for name, value in kwargs.items() if name != "out"}, shapes)
+        several = isinstance(out, (tuple, list))
+        for one, result in zip(out if several else [out], results if several else [results], strict=True):
+            if one.shape != result.shape:
+                raise RuntimeError(f"out= has the shape {list(one.shape)}, the result {list(result.shape)}")
+            one.copy_(result)
+        return out
+
+    def _answer(self, fn: Callable, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:
         name = name_of(fn)
+        if name in self.special:
+            self._check_no_tape(f".{name}")
+            return self.special[name](fn, args, kwargs)
         if getattr(fn, "__name__", "") == "__set__":
             raise TraceError(f".{name} of a traced value cannot be set; make a new value instead")
-        if name in _GRADIENTS:
-            raise TraceError(
-                f".{name} does not work inside a trace yet. Gradients at hook points: "
-                'model._model.run_with_cache(prompt, return_type="loss", incl_bwd=True)'
-            )
+        if name in _RESIZES or (name.startswith("_foreach_") and name.endswith("_")):
+            raise TraceError(f"{name} of a traced value: make a new value instead")
         if name in _REAL_DEVICE:
-            empty = torch.empty(0, device=self.device)
-            return fn(*map_tensors(lambda t: empty, args), **kwargs)
-        if torch.is_autocast_enabled(self.device.type):
-            raise TraceError("autocast inside a trace is not implemented: convert values with .to(dtype)")
+            return call_with(fn, lambda t: torch.empty(0, device=self.device), args[:1], {})
         if name in _LOOKS:
             return self._now(fn, args, kwargs)
+        if name in _FROM_SHAPE and len(lazies((args, kwargs))) == 1:
+            return self.constant(call_with(fn, lambda t: stand_in(t, self.device), args, kwargs))
         if name == "__getitem__":
-            args = (args[0], _without_masks(args[1]))
-        target = _edited(name, args, kwargs)
+            args = (args[0], without_masks(args[1]))
+        return self._record(fn, name, args, kwargs, shapes)
+
+    def _record(self, fn: Callable, name: str, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:
+        target = edited(name, args, kwargs)
         if target is not None and not isinstance(target, LazyTensor):
             return self._now(fn, args, kwargs)  # a real tensor is written: it needs the numbers
-        inputs = lazies((args, kwargs))
         try:
-            answer = self._infer(shapes or self._moves.get(name, fn), name, args, kwargs, inputs)
+            answer = self._infer(shapes or self._moves.get(name, fn), name, args, kwargs)
         except NeedsValues:
             if target is None:
                 return self._now(fn, args, kwargs)
             answer = Answer(None, (), ())  # numbers decide which elements are written; shape and dtype stay
         if not answer.leaves and target is None:
             return answer.result
-        args, kwargs = _with_nodes(args), _with_nodes(kwargs)
-        node = self._call(fn, args, kwargs, answer, edits=None if target is None else target._node)
+        random = self._draw(fn, args, kwargs) if name in _RANDOM else None
+        edits = None if target is None else target._node
+        node = self.call(fn, with_nodes(args), with_nodes(kwargs), answer, edits=edits, random=random)
         if target is not None:
             return None if name == "__setitem__" else target
-        return self._lazy_results(node, answer)
+        return self.results(node, answer)
+
+    def save(self, lazy: LazyTensor) -> Any:
+        """Keep a value; inside a tape over several steps, one of each."""
+        self.saved.add(lazy._node)
+        if self.tape is None:
+            return lazy
+        self.lists.append(self.tape.keep(lazy))
+        return self.lists[-1]
+
+    def loss_of(self, logits: LazyTensor) -> Any:
+        """The loss of a prompt that was given with `labels=`, by the logits as they stand."""
+        node = logits._node
+        invoke = node.place.invoke if isinstance(node, Put) else getattr(node, "invoke", None)
+        if invoke is None or invoke.labels is None:
+            raise AttributeError("there is no .loss without labels: model.trace(prompt, labels=...)")
+        return loss_of(logits, invoke.labels)
 
     def look(self, node: Node) -> Any:
         """A node's value now: the model runs as far as it needs, with what was recorded so far."""
-        self._check_open()
-        return self._run(self, [node])[node]
+        self.check_open()
+        return self._values([node])[node]
+
+    def constant(self, value: Tensor) -> LazyTensor:
+        """A tensor of the body's own that the trace may edit."""
+        meta = to_meta(value)
+        return LazyTensor(self.call(torch.clone, (value,), {}, Answer(meta, (meta,), (None,))), self)
+
+    def function(self, fn: Callable, *args: Any, meta: Tensor | None = None, edits: Node | None = None) -> Call:
+        """A call of a function of ours on nodes; `meta` where its result is known to be no alias of an argument."""
+        if meta is not None:
+            return self.call(fn, args, {}, Answer(meta, (meta,), (None,)), edits=edits)
+        metas, _ = operands(args)
+        answer = infer(fn, tuple(a.meta if isinstance(a, Node) else a for a in args), {}, [n.meta for n in metas])
+        return self.call(fn, args, {}, answer, edits=edits)
 
     def _now(self, fn: Callable, args: tuple, kwargs: dict) -> Any:
         nodes = [lazy._node for lazy in lazies((args, kwargs))]
+        values = self._values(nodes)
+        return call_with(fn, lambda t: values[t._node] if isinstance(t, LazyTensor) else t, args, kwargs)
+
+    def _values(self, nodes: list[Node]) -> dict[Node, Any]:
+        self._check_no_tape("a look at a value")
         values = self._run(self, nodes)
+        for node in nodes:
+            if node not in values:
+                raise TraceError(f"{node} at {node.line} is never computed: the text ends before that step")
+        return values
 
-        def real(t: Tensor) -> Tensor:
-            return values[t._node] if isinstance(t, LazyTensor) else t
+    def _check_no_tape(self, what: str) -> None:
+        if self.tape is not None:
+            raise TraceError(f"{what} is not possible inside {self.tape.why}")
 
-        return fn(*map_tensors(real, args), **map_tensors(real, kwargs))
+    def _draw(self, fn: Callable, args: tuple, kwargs: dict) -> Tensor:
+        """The generator's state; a stand-in draws as many numbers as the value will."""
+        state = random_state(self.device)
+        call_with(fn, lambda t: stand_in(t, self.device, fill=1), args, kwargs)
+        return state
 
-    def _infer(self, fn: Callable, name: str, args: tuple, kwargs: dict, inputs: list[LazyTensor]) -> Answer:
+    def _infer(self, fn: Callable, name: str, args: tuple, kwargs: dict) -> Answer:
+        inputs = lazies((args, kwargs))
         for lazy in inputs:
-            self._check_ours(lazy)
-        if name == "__setitem__" and any(m.dtype == torch.bool for m in _index_metas(args[1])):
+            self.check_ours(lazy)
+            if lazy._node.meta is None:
+                raise NeedsValues  # how long generated ids are, only numbers tell
+        if name == "__setitem__" and any(m.dtype == torch.bool for m in index_metas(args[1])):
             return Answer(None, (), ())  # which elements a mask picks only numbers tell; nothing else is to be known
         metas = [lazy._node.meta for lazy in inputs]
-        return infer(fn, map_tensors(to_meta, args), map_tensors(to_meta, kwargs), metas)
+        return infer(fn, map_tensors(to_meta, args), map_tensors(to_meta, kwargs), metas, self.device)
 
-    def _lazy_results(self, node: Call, answer: Answer) -> Any:
+    def results(self, node: Call, answer: Answer) -> Any:
+        """Lazy tensors in the structure of what a call gives."""
         if isinstance(answer.result, Tensor):
             return LazyTensor(node, self)
         picks = iter(
             [
-                self._add(
+                self.add(
                     Pick, (node,), storage=node.inputs[a].storage if a is not None else Storage(), meta=meta, which=i
                 )
                 for i, (meta, a) in enumerate(zip(answer.leaves, answer.aliases, strict=True))
@@ -196,49 +261,70 @@ class Recorder:
         )
         return map_tensors(lambda _: LazyTensor(next(picks), self), answer.result)
 
-    def _call(self, fn: Callable, args: tuple, kwargs: dict, answer: Answer, edits: Node | None = None) -> Call:
-        inputs, constants = _operands((args, kwargs))
+    def call(
+        self,
+        fn: Callable,
+        args: tuple,
+        kwargs: dict,
+        answer: Answer,
+        *,
+        edits: Node | None = None,
+        random: Tensor | None = None,
+    ) -> Call:
+        """A node for a call whose answer is known; one that `edits` its first input in place shares its storage."""
+        inputs, constants = operands((args, kwargs))
         self.needs_grad |= any(t.requires_grad and not t.is_meta for t in constants)
         aliased = next((a for a in answer.aliases if a is not None), None)
-        storage = (
-            edits.storage if edits is not None else (inputs[aliased].storage if aliased is not None else Storage())
-        )
-        meta = answer.leaves[0] if len(answer.leaves) == 1 else None
-        versions = tuple((t, t._version) for t in constants if not t.is_inference())
-        node = self._add(
+        storage = Storage() if aliased is None else inputs[aliased].storage
+        modes = Modes.now(self.device.type)
+        if self.custom is None and self.modes.grad and not modes.grad and in_custom_function():
+            self.custom = user_line()
+        node = self.add(
             Call,
             inputs,
-            storage=storage,
-            meta=meta,
+            storage=storage if edits is None else edits.storage,
+            meta=answer.leaves[0] if len(answer.leaves) == 1 else None,
             fn=fn,
             args=args,
             kwargs=kwargs,
-            versions=versions,
+            versions=tuple((t, t._version) for t in constants if not t.is_inference()),
             writes=edits is not None,
+            modes=None if modes == self.modes else modes,
+            random=random,
         )
+        if constants or random is not None:
+            self.given.append(node)
         if edits is not None:
             self._edit(node)
         return node
 
     def _edit(self, node: Call) -> None:
-        place = node.storage.place
-        if place is not None:
-            self._check_in_time(node, place)
-            node.stage = place.stage
+        storage = node.storage
+        if storage.place is not None:
+            self.settle(node, storage.place)
             self.puts.append(node)
-        node.storage.writes.append(node)
+        storage.writes.append(node)
+        if storage.written is not None:
+            storage.written(node)
 
-    def _add(self, kind: type, inputs: tuple[Node, ...], storage: Storage, meta: Tensor | None, **fields: Any) -> Any:
+    def add(
+        self,
+        kind: type,
+        inputs: tuple[Node, ...],
+        *,
+        storage: Storage | None = None,
+        needs: Needs = NOTHING,
+        **fields: Any,
+    ) -> Any:
+        """A node after all writes that its inputs must have seen."""
         after = tuple(node.storage.writes[-1] for node in inputs if node.storage.writes)
-        stage = max((node.stage for node in (*inputs, *after)), default=BEFORE)
         node = kind(
             index=len(self.nodes),
-            stage=stage,
-            storage=storage,
+            needs=together((*inputs, *after)) if inputs else needs,
+            storage=Storage() if storage is None else storage,
             line=user_line(),
             inputs=inputs,
             after=after,
-            meta=meta,
             **fields,
         )
         self.nodes.append(node)
@@ -246,108 +332,65 @@ class Recorder:
             one.storage.readers.append(node)
         return node
 
-    def _check_in_time(self, node: Node, place: Place) -> None:
-        if node.stage > place.stage:
-            late = next(hook for hook, order in self.order.items() if order == node.stage.order)
-            raise TraceError(
-                f"{place.hook} cannot be set from {late}, which the same pass computes later. Take the value from a "
+    def settle(self, node: Node, place: Place) -> None:
+        """A node changes a place: from then on it needs that its invoke's pass is there, and whatever it took comes
+        before. Raises TraceError where that is impossible.
+        """
+        for invoke, stage in node.needs.items():
+            late = stage > place.stage
+            possible = not late if invoke is place.invoke else self.passes.require(invoke, place.invoke, apart=late)
+            if not possible:
+                raise TraceError(self._too_late(place, invoke, stage))
+        node.needs = {place.invoke: place.stage}
+
+    def _too_late(self, place: Place, source: Invoke, stage: Stage) -> str:
+        value = self.name_of_stage(stage)
+        if source is place.invoke:
+            return (
+                f"{place.hook} cannot be set from {value}, which the same pass computes later. Take the value from a "
                 "trace of its own first, or clone what you want to change: value.clone()"
             )
+        return (
+            f"{place.hook} of {place.invoke} cannot be set from {value} of {source}, whose pass needs a value of "
+            f"{place.invoke} first. Take one of the two from a trace of its own"
+        )
 
-    def _check_ours(self, lazy: LazyTensor) -> None:
+    def name_of_stage(self, stage: Stage) -> str:
+        """What happens at a stage, in words."""
+        if stage >= END:
+            return "the generated ids" if stage == END else "a gradient"
+        name = next((hook for hook, order in self.order.items() if order == stage.order), "the chosen token")
+        return name if stage.step == 0 else f"{name} at step {stage.step}"
+
+    def check_ours(self, lazy: LazyTensor) -> None:
+        """Raise TraceError for a value of another trace."""
         if lazy._recorder is not self:
-            raise TraceError(f"{lazy!r} belongs to another trace")
+            lazy._recorder.check_open()
+            raise TraceError(
+                f"{lazy!r}, made at {lazy._node.line}, belongs to another trace, which has not run yet. When its block "
+                "has ended, it is a plain tensor, and can be used in this one"
+            )
 
     def close(self) -> None:
-        """The body is over: nodes let go of one another, and of the tensors that they were given."""
-        self.open = False
+        """The body is over: what was recorded stays, to be printed, but lets go of the tensors that it was given."""
+        self.open, self.special = False, {}
+        for node in self.given if not self.keeps_tensors else ():
+            node.args, node.kwargs = map_tensors(to_meta, node.args), map_tensors(to_meta, node.kwargs)
+            node.versions, node.random = (), None
+        for one in self.nodes:
+            one.storage.written = None  # it holds the recorder
+
+    def __del__(self) -> None:
+        """Nodes let go of one another, which are many, and would wait for the garbage collector."""
         for node in self.nodes:
+            storage = node.storage
+            storage.readers, storage.writes, storage.place, storage.written = [], [], None, None
             node.inputs = node.after = ()
-            node.storage = Storage()
+            node.needs = NOTHING
             if isinstance(node, Call):
                 node.args, node.kwargs, node.versions = (), {}, ()
-        self.nodes, self.puts, self.places = [], [], {}
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise TraceError when the trace has ended."""
         if not self.open:
-            raise TraceError("this value belongs to a trace that ended with an error; it was never computed")
-
-
-def to_meta(t: Tensor) -> Tensor:
-    """A tensor's shape, strides and dtype, without its numbers."""
-    if isinstance(t, LazyTensor):
-        return t._node.meta
-    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
-
-
-def name_of(fn: Any) -> str:
-    """A function's name; for the getter of a tensor's attribute, the attribute's."""
-    name = getattr(fn, "__name__", "")
-    return fn.__self__.__name__ if name in ("__get__", "__set__") else name
-
-
-def lazies(value: Any) -> list[LazyTensor]:
-    """The traced values in a nesting of arguments, in order."""
-    found: list[LazyTensor] = []
-    map_tensors(lambda t: found.append(t) if isinstance(t, LazyTensor) else None, value)
-    return found
-
-
-def user_line() -> Line:
-    """The innermost line that is neither ours, nor PyTorch's, nor a type checker's."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((*_LIBRARIES, "<@beartype")):
-        frame = frame.f_back
-    return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-
-
-def _edited(name: str, args: tuple, kwargs: dict) -> Tensor | None:
-    """The tensor that a function changes in place."""
-    if kwargs.get("out") is not None:
-        return kwargs["out"]
-    in_place = name in _EDITS or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace") is True
-    first = args[0] if args else next(iter(kwargs.values()), None)  # nn.init.constant_ names even its first
-    return first if in_place and isinstance(first, Tensor) else None
-
-
-def _index_metas(index: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_tensors(lambda t: found.append(to_meta(t)), index)
-    return found
-
-
-def _without_masks(index: Any) -> Any:
-    """An index whose real boolean masks are replaced by the positions that they pick."""
-
-    def positions(part: Any) -> tuple:
-        is_mask = isinstance(part, Tensor) and not isinstance(part, LazyTensor) and part.dtype == torch.bool
-        return part.nonzero(as_tuple=True) if is_mask else (part,)
-
-    parts = index if isinstance(index, tuple) else (index,)
-    flat = tuple(one for part in parts for one in positions(part))
-    return flat if isinstance(index, tuple) or len(flat) != 1 else flat[0]
-
-
-def _with_nodes(value: Any) -> Any:
-    return map_tensors(lambda t: t._node if isinstance(t, LazyTensor) else t, value)
-
-
-def _operands(value: Any) -> tuple[tuple[Node, ...], list[Tensor]]:
-    nodes: list[Node] = []
-    constants: list[Tensor] = []
-    _visit(value, nodes, constants)
-    return tuple(nodes), constants
-
-
-def _visit(part: Any, nodes: list[Node], constants: list[Tensor]) -> None:
-    if isinstance(part, Node):
-        nodes.append(part)
-    elif isinstance(part, Tensor):
-        constants.append(part)
-    elif isinstance(part, (tuple, list)):
-        for one in part:
-            _visit(one, nodes, constants)
-    elif isinstance(part, dict):
-        _visit(tuple(part.values()), nodes, constants)
-    elif isinstance(part, slice):
-        _visit((part.start, part.stop, part.step), nodes, constants)
+            raise TraceError(f"this value was never computed: it belongs to {self.ended}")

@@ -1,125 +1,114 @@
-"""One pass of the model, with a graph's nodes run at the places where they belong.
+"""Running nodes: values appear in program order within a stage, are let go of when nobody needs them any more.
 
-Stations stand at the hook points that the nodes need. When the pass arrives at one, the value is handed to the graph,
-every node of that stage runs in program order, and the model goes on with what stands there then. After the last
-stage the pass is over: what lies above is never computed.
+A `Run` knows nothing of the model; `walk.py` takes it through a pass.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable
-from threading import get_ident
+from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nnzoo.architectures.hooks import HookPoint, Listener
-from nnzoo.tracing.graph import Arrive, Call, Node, Place, Put, Stage, needed
-
-
-class Halt(Exception):
-    """The pass has given all that was asked."""
+from nnzoo.tracing.graph import Call, Given, Invoke, Node, Storage
+from nnzoo.tracing.plan import Plan
 
 
 class Run:
-    """Values of a graph's nodes, as one pass computes them."""
+    """The values of nodes that have run and are still needed."""
 
-    def __init__(self, roots: Iterable[Node], puts: Iterable[Node]) -> None:
-        self.roots = list(roots)
-        self.nodes = needed(self.roots, puts)
+    def __init__(self) -> None:
         self.values: dict[Node, Any] = {}
-        self._stages: dict[Stage, list[Node]] = {}
-        for node in self.nodes:
-            self._stages.setdefault(node.stage, []).append(node)
-        self._last = max(self._stages, default=None)
-        self._done: set[Node] = set()
-        self._needed = set(self.nodes)
-        self._uses = Counter(one for node in self.nodes for one in node.inputs)
-        self._uses.update(self.roots)
-        self._uses.update(node for node in self.nodes if isinstance(node, Put))  # the model takes them
+        self.done: set[Node] = set()
+        self.made: dict[Invoke, int] = {}  # the steps that a generation came to, where that was before what was asked
+        self._uses: Counter[Node] = Counter()
+        self.needed: set[Node] = set()
+        self.roots: set[Node] = set()
+        self.differentiated: set[Node] = set()  # nodes whose gradient is asked for
+        self.differentiations = 0  # backward passes to come
+        self.carries_graph = False  # values leave with their autograd graph
+
+        self._waiting: dict[Storage, deque[Node]] = {}  # readers of edited memory, less those at the head that have run
         self._before_edit: dict[tuple[Node, Node], Tensor] = {}  # (reader, operand) -> the operand as it was
-        self._working = False
 
-    def execute(self, points: dict[str, HookPoint], forward: Callable[[], Any]) -> dict[Node, Any]:
-        """Run the model, and give the values of the roots."""
-        places = {node.place for node in self.nodes if isinstance(node, (Arrive, Put))}
-        handles = [points[place.hook].attach(Station(self.arrive, place)) for place in places]
-        try:
-            self._run_stage([node for node in self.nodes if node.stage.step < 0])
-            if self._last is not None and self._last.step >= 0:
-                forward()
-        except Halt:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return {root: self.values[root] for root in self.roots}
+    def expect(self, plan: Plan, roots: Iterable[Node]) -> None:
+        """Get ready to run a plan's nodes and to keep the roots."""
+        self.needed = set(plan.nodes)
+        self._waiting.clear()
+        fresh = [node for node in plan.nodes if node not in self.done]
+        self.differentiated = {one for node in fresh for one in node.differentiates}
+        self._uses = Counter(one for node in fresh for one in node.inputs)
+        self.roots = set(roots)
+        self._uses.update(self.roots)
+        self._uses.update(node for node in fresh if node.is_taken)
+        self.values = {node: value for node, value in self.values.items() if self._uses[node]}
 
-    def arrive(self, place: Place, value: Tensor) -> Tensor:
-        """The pass is at a place with a value; what it goes on with."""
-        if self._working:
-            return value  # a module called inside the body passes its hook points too
-        nodes = self._stages.get(place.stage, [])
-        if any(isinstance(node, Call) and node.writes and node.storage.place is place for node in nodes):
-            value = value.clone(memory_format=torch.contiguous_format)  # nobody else's memory is edited
-        if place.arrived is not None:
-            self.values[place.arrived] = value
-        self._run_stage([node for node in nodes if node is not place.arrived])
-        puts = [node for node in nodes if isinstance(node, Put)]
-        out = self.values[puts[-1]] if puts else value
-        if place.stage == self._last:
-            raise Halt
-        return out
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether a backward pass must leave the graph to others."""
+        return self.carries_graph or self.differentiations > 0
 
-    def _run_stage(self, nodes: list[Node]) -> None:
-        self._working = True
-        try:
-            for node in nodes:
-                self._run_node(node)
-        finally:
-            self._working = False
+    def give(self, node: Node, value: Any) -> None:
+        """A pass gives a value."""
+        self.done.add(node)
+        if node in self.differentiated and value.requires_grad:
+            value.retain_grad()
+        if self._uses[node]:
+            self.values[node] = value
 
-    def _run_node(self, node: Node) -> None:
+    def take(self, node: Node) -> Any:
+        """A value that the model goes on with: one use less."""
+        value = self.values[node]
+        self._release(node)
+        return value
+
+    def run_all(self, nodes: Iterable[Node]) -> None:
+        """Run nodes in the order given, but those that a pass gives, that have run, or that cannot be reached."""
+        for node in nodes:
+            if not isinstance(node, Given) and node not in self.done and self.is_reached(node):
+                self.run(node)
+
+    def is_reached(self, node: Node) -> bool:
+        """Whether no generation ended before a step that the node needs."""
+        if not self.made:
+            return True
+        return all(stage.step < self.made.get(i, stage.step + 1) or stage.is_end for i, stage in node.needs.items())
+
+    def run(self, node: Node) -> None:
+        """Run one node. An error gets a note with the line that recorded it."""
         if isinstance(node, Call) and node.writes:
             self._keep_for_readers(node)
         try:
-            value = node.run(lambda one: self._operand(node, one))
+            node.run_in(self)
         except Exception as error:
-            if hasattr(error, "add_note"):
+            if hasattr(error, "add_note") and not getattr(error, "__notes__", None):
                 error.add_note(f"recorded at {node.line}")
             raise
-        self.values[node] = value
-        self._done.add(node)
         for one in node.inputs:
             self._before_edit.pop((node, one), None)
-            self._uses[one] -= 1
-            if not self._uses[one]:
-                self.values.pop(one, None)
+            self._release(one)
 
-    def _operand(self, reader: Node, node: Node) -> Any:
+    def _release(self, node: Node) -> None:
+        self._uses[node] -= 1
+        if not self._uses[node]:
+            self.values.pop(node, None)
+
+    def operand(self, reader: Node, node: Node) -> Any:
+        """The value of a node as a reader must see it."""
         kept = self._before_edit.get((reader, node))  # an operand may stand there twice
         return self.values[node] if kept is None else kept
 
     def _keep_for_readers(self, edit: Call) -> None:
         """Readers recorded before an edit that run after it see what they would have seen."""
         copies: dict[Node, Tensor] = {}
-        for reader in edit.storage.readers:
-            if reader.index >= edit.index or reader in self._done or reader not in self._needed:
+        waiting = self._waiting.setdefault(edit.storage, deque(edit.storage.readers))
+        while waiting and waiting[0] in self.done:
+            waiting.popleft()
+        for reader in waiting:
+            if reader.index >= edit.index:
+                break
+            if reader in self.done or reader not in self.needed:
                 continue
             for node in reader.inputs:
                 if node.storage is edit.storage and node in self.values and (reader, node) not in self._before_edit:
                     copies.setdefault(node, self.values[node].clone())
                     self._before_edit[reader, node] = copies[node]
-
-
-class Station(Listener):
-    """Hands the value of a place to a run."""
-
-    def __init__(self, arrive: Callable[[Place, Tensor], Tensor], place: Place) -> None:
-        super().__init__(fn=arrive)
-        self.place = place
-        self.thread = get_ident()
-
-    def fire(self, value: Tensor, point: HookPoint) -> Tensor:
-        # a pass of another thread, which came by the native model and not by the lock, is none of ours
-        return self.fn(self.place, value) if get_ident() == self.thread else value

@@ -5,120 +5,334 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Int
+from einops import rearrange
 from torch import Tensor
 
-from nnzoo.tracing.graph import Node
-from nnzoo.tracing.lazy import LazyTensor, become
+from nnzoo.generation import Decoder, fork
+from nnzoo.prompts import Prompt
+from nnzoo.tracing.arguments import user_line
+from nnzoo.tracing.caching import Cache, CacheView, Modules
+from nnzoo.tracing.edits import Playback
+from nnzoo.tracing.execution import Execution
+from nnzoo.tracing.filling import fill_in, held
+from nnzoo.tracing.gradients import Gradients
+from nnzoo.tracing.graph import END, LOGITS, Chosen, Invoke, Node, Result, Stage
+from nnzoo.tracing.graph_object import Graph
+from nnzoo.tracing.invoking import InvokeBody
+from nnzoo.tracing.lazy import LazyTensor
+from nnzoo.tracing.places import Places, View
 from nnzoo.tracing.recorder import Recorder, TraceError
-from nnzoo.tracing.run import Run
-from nnzoo.tracing.shapes import shapes_of
+from nnzoo.tracing.steps import StepIndex
+from nnzoo.tracing.tape import Read, Write
 
 if TYPE_CHECKING:
-    from nnzoo.language_model import LanguageModel
-
-
-NOT_YET = {"all", "cache", "graph", "invoke", "iter", "next"}
+    from nnzoo.tracing.traced import TracedModel
 
 
 class Tracer:
-    """One forward pass of a model, looked into.
+    """A look into the model's passes over one prompt, or over several: `with tracer.invoke(prompt): ...`.
 
     >>> from nnzoo import LanguageModel
     >>> model = LanguageModel("nnzoo/tiny-gpt2")
-    >>> with model.trace("The capital of France is") as tracer:
-    ...     hidden = model.transformer.h[2].output[0].save()
-    >>> hidden.ndim
-    3
+    >>> with model.trace() as tracer:
+    ...     with tracer.invoke("The capital of France is"):
+    ...         france = model.transformer.h[2].output[0]
+    ...     with tracer.invoke("The capital of Italy is"):
+    ...         model.transformer.h[1].output[0][:, -1] = france[:, -1]
+    ...         logits = model.output.save()
+    >>> model.tokenizer.decode(logits[0, -1].argmax())
+    ' Paris'
     """
+
+    ended = "a step of a generation that was not made"  # what values belong to that are not there afterwards
+    outer: "Tracer | None" = None  # the trace in whose body this one stands
+    began = left = False
 
     def __init__(
         self,
-        model: "LanguageModel",
-        tokens: Int[Tensor, "batch pos"],
-        attention_mask: Bool[Tensor, "batch pos"] | None,
+        model: "TracedModel",
+        prompt: Prompt | None = None,
+        *,
+        options: dict[str, Any] | None = None,
+        grad: bool = False,
+        max_batch: int | None = None,
     ) -> None:
-        self.model, self.tokens, self.attention_mask = model, tokens, attention_mask
-        self.recorder = Recorder(
-            points=model.skeleton.hook_points,
-            order=model.order,
-            shape_of=shapes_of(model.skeleton, *tokens.shape),
-            device=model.device,
-            run=self._run,
-        )
+        self.model = model
+        self.step = 0  # which step of a generation the body speaks of
+        self.invokes: list[Invoke] = []
+        self._options, self._grad = options, grad  # generate's options; None: one pass of the model
+        self._shapes = model.shapes
+        self._execution: Any = Execution(model, self._shapes, max_batch)
+        self.recorder = Recorder(model.device, model.order, self._execution.look)
+        self.recorder.needs_grad = grad
+        self.gradients = Gradients(self.recorder)
+        self._places = Places(self.recorder, self._shapes, model.skeleton.hook_points)
+        self._scope: list[Invoke] = []  # whose rows the body speaks of
+        self._prompt = prompt
+        self.ahead: dict[str, int] = {}  # by how many steps `.next()` has moved a module on
+        self._at_the_end: list[Callable[[], None]] = []
+        self._edits: dict[Invoke, list[Playback]] = {}
 
-    def __enter__(self) -> "Tracer":
+    # --- the block -----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Any:
         self.model.enter(self)
+        try:
+            if self._prompt is not None:
+                self._scope = [self.add(self._prompt)]
+        except BaseException:
+            self.model.leave(self)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.model.leave(self)
-        recorder = self.recorder
         try:
             if kind is None:
-                _fill_in(recorder, self._run)
+                self._finish()
+                self.recorder.ended = self.ended
         finally:
-            recorder.close()
+            self.model.leave(self)
+            self.recorder.close()
+
+    def _finish(self) -> None:
+        if not self.invokes:
+            raise TraceError("the trace has no prompt: model.trace(prompt), or `with tracer.invoke(prompt):` inside it")
+        self.gradients.check_complete()
+        if self.recorder.custom is not None and (self._grad or self.gradients.any):
+            raise TraceError(
+                f"the torch.autograd.Function at {self.recorder.custom} was recorded without its own backward; "
+                "take gradients outside of the trace, or write it in PyTorch's functions"
+            )
+        for last in self._at_the_end:
+            last()
+        lazies = held(self.recorder)
+        nodes = self.recorder.roots = [lazy._node for lazy in lazies]
+        if nodes or self.recorder.effects:
+            with_graph = self._grad or not self.gradients.any
+            values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
+            fill_in(lazies, values, with_graph=with_graph)
+        for steps in self.recorder.lists:  # the text may have ended before the last of them
+            steps[:] = [value for value in steps if not isinstance(value, LazyTensor)]
+
+    # --- prompts -------------------------------------------------------------------------------------------------
+
+    def invoke(self, *args: Any, **kwargs: Any) -> InvokeBody:
+        """Another prompt, of which the body of the `with` speaks; without one, of all prompts so far as one batch.
+
+        It is whatever `trace` takes. Each prompt sees its own rows and its own tokens, as if it ran alone.
+        """
+        return InvokeBody(self, self.model.prepare(*args, **kwargs) if args or kwargs else None)
+
+    def add(self, prompt: Prompt) -> Invoke:
+        """Add a prompt's rows to the trace."""
+        invoke = Invoke(len(self.invokes), prompt.tokens, prompt.attention_mask, prompt.labels)
+        if self._options is not None:
+            invoke.last_only = True
+            self._decode(invoke, self._options)
+        self.invokes.append(invoke)
+        if prompt.embeds is not None:
+            self._places.put([invoke], "hook_embed", 0, prompt.embeds)
+        self._edits[invoke] = [Playback(edit, self, invoke) for edit in self.model.edits]
+        return invoke
+
+    def _decode(self, invoke: Invoke, options: dict[str, Any]) -> None:
+        settled = self.model.options(invoke.tokens, invoke.attention_mask, options)
+        seeded = settled.seed is not None or not settled.do_sample
+        invoke.decoder = Decoder(
+            settled,
+            invoke.tokens,
+            invoke.attention_mask,
+            tokenizer=self.model.tokenizer if settled.stop_strings else None,
+            generator=None if seeded else fork(self.model.device),
+        )
+        invoke.tokens, invoke.attention_mask = invoke.decoder.tokens, invoke.decoder.attention_mask
+
+    def generate(self, options: dict[str, Any]) -> LazyTensor:
+        """Let the prompts that the body speaks of be generated from; what was edited so far holds in the first pass.
+
+        The ids that come, [batch total].
+        """
+        for invoke in self.scope:
+            if invoke.decoder is not None:
+                raise TraceError("this prompt is generated from already")
+            if options.get("num_return_sequences", 1) != 1:
+                raise TraceError(
+                    "num_return_sequences inside a trace: model.generate(prompt, ...) as the `with` itself"
+                )
+            self._decode(invoke, options)
+            for edit in self._edits[invoke]:
+                edit.go_on()
+        return self.ids
+
+    # --- values --------------------------------------------------------------------------------------------------
+
+    @property
+    def scope(self) -> list[Invoke]:
+        """The prompts that the body speaks of. Raises TraceError outside of an invoke."""
+        if not self._scope:
+            raise TraceError("values belong to a prompt: with tracer.invoke(prompt): ...")
+        return self._scope
+
+    def read(self, hook: str, *, ahead: int = 0) -> LazyTensor:
+        """The value at a hook point, with all that was done to it so far; `ahead` is by how many steps."""
+        step = self._step_of(hook, ahead)
+        lazy = self._places.read(self.scope, hook, step)
+        if self.recorder.tape is not None:
+            self.recorder.tape.entries.append(Read(hook, step, lazy._node))
+        return lazy
+
+    def seen_as(self, lazy: LazyTensor, pattern: str) -> LazyTensor:
+        """A place's value in another arrangement of its axes; its gradient is the place's."""
+        seen = rearrange(lazy, pattern)
+        seen._node.view = View(pattern, lazy.shape)
+        return seen
+
+    def put(self, hook: str, value: Tensor, *, ahead: int = 0) -> None:
+        """From here on the model goes on with `value` at a hook point; `ahead` is by how many steps."""
+        step = self._step_of(hook, ahead)
+        if self.recorder.tape is not None:
+            self.recorder.tape.entries.append(
+                Write(hook, step, value._node if isinstance(value, LazyTensor) else value, user_line())
+            )
+        self._places.put(self.scope, hook, step, value)
+
+    def _step_of(self, hook: str, ahead: int) -> int:
+        step = self.step + ahead
+        if step and any(invoke.decoder is None for invoke in self.scope):
+            raise TraceError(f"{hook} at step {step}: only a generation has steps, model.generate(prompt, ...)")
+        if step and step >= self.most_steps:
+            raise TraceError(f"{hook} at step {step}: the generation has {self.most_steps} steps, 0 to its last")
+        return step
 
     @property
     def result(self) -> LazyTensor:
-        """What the model gives: the logits [batch pos d_vocab]."""
-        return self.recorder.read("unembed.hook_out")
+        """What the model gives: the ids [batch total] of a generation, else the logits [batch pos d_vocab]."""
+        if all(invoke.decoder is None for invoke in self.scope):
+            return self.read(LOGITS)
+        return self.ids
 
-    def barrier(self, n_participants: int = 0) -> None:
+    @property
+    def ids(self) -> LazyTensor:
+        """The prompt's ids and the generated ones, [batch total]."""
+        if len(self.scope) > 1:
+            raise TraceError("the ids of several prompts have several lengths: ask for them in each invoke")
+        (invoke,) = self.scope
+        if invoke.decoder is None:
+            raise TraceError("nothing is generated here: model.generate(max_new_tokens=...)")
+        meta = None
+        if not invoke.decoder.may_end_early:
+            total = invoke.n_pos + invoke.decoder.options.max_new_tokens
+            meta = torch.empty(invoke.rows, total, dtype=torch.long, device="meta")
+        return LazyTensor(self.recorder.add(Result, (), needs={invoke: END}, meta=meta, invoke=invoke), self.recorder)
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    @property
+    def iter(self) -> StepIndex:
+        """Steps of the generation, `tracer.iter[2]`, `tracer.iter[1:5]`, `tracer.iter[:]`: with `for` or `with`."""
+        return StepIndex(self)
+
+    def all(self) -> Any:
+        """All steps of the generation, with `for` or `with`."""
+        return self.iter[:]
+
+    def next(self, n: int = 1) -> "Tracer":
+        """From here on the body speaks of a later step."""
+        if self.step + n >= self.most_steps:
+            raise TraceError(f"step {self.step + n}: the generation has {self.most_steps} steps")
+        self.step += n
+        return self
+
+    @property
+    def most_steps(self) -> int:
+        """How many steps there are at most."""
+        return max(1 if i.decoder is None else i.decoder.options.max_new_tokens for i in self.scope)
+
+    def reaches(self, step: int) -> bool:
+        """Whether the generation comes to a step; asked only where the text may end before, and then by running it."""
+        if step == 0:
+            return True
+        asked = [i for i in self.scope if i.decoder is not None and i.decoder.may_end_early]
+        if len(asked) < len(self.scope):
+            return step < self.most_steps
+        stage = Stage(step - 1, len(self.model.order))
+        nodes: list[Node] = [self.recorder.add(Chosen, (), needs={i: stage}, invoke=i) for i in asked]
+        found = self._execution.look(self.recorder, nodes)
+        return any(found.get(node, False) for node in nodes)
+
+    def check_running(self) -> None:
+        """Raise TraceError where the trace's own body is not running."""
+        if self.model._tracer.get() is not self:
+            raise TraceError("this trace's body is not running: with model.trace() as tracer: ...")
+
+    @property
+    def graph(self) -> Graph:
+        """What the body has recorded: it prints, it draws, and asked for inside the body it can be stored.
+
+        Asked for inside the body, it keeps the tensors that the body was given; after the trace alone, it has let them
+        go, and prints and draws all the same.
+
+        >>> from nnzoo import LanguageModel
+        >>> model = LanguageModel("nnzoo/tiny-gpt2")
+        >>> with model.trace("The keys to the cabinet") as tracer:
+        ...     norm = model.transformer.h[1].output[0].norm().save()
+        >>> print(tracer.graph)
+        graph of 2 nodes, 1 prompt...
+        """
+        self.recorder.keeps_tensors |= self.recorder.open
+        return Graph.of(self)
+
+    # --- many values at once -------------------------------------------------------------------------------------
+
+    def cache(
+        self,
+        modules: Modules = None,
+        *,
+        include_output: bool = True,
+        include_inputs: bool = False,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        detach: bool = True,
+    ) -> CacheView:
+        """The values of all modules, or of some (envoys, paths, lists of them), after everything that the body does.
+
+        Inside an invoke they are that prompt's; outside, those of all prompts of the trace as one batch, padded on the
+        left. In a generation they are those of every step that is made. Attention patterns are None, and are not
+        computed, unless the attention module is named. `device` and `dtype` (of floating-point values) convert what is
+        kept. Raises KeyError for a path that leads to no module.
+
+        >>> from nnzoo import LanguageModel
+        >>> model = LanguageModel("nnzoo/tiny-gpt2")
+        >>> with model.trace("The capital of France is") as tracer:
+        ...     cache = tracer.cache()
+        >>> cache["model.transformer.h.1.mlp"].output.shape == cache.model.transformer.h[1].output[0].shape
+        True
+        """
+        if self.recorder.tape is not None:
+            raise TraceError(f"a cache is not possible inside {self.recorder.tape.why}")
+        cache = Cache(
+            self,
+            modules,
+            include_output=include_output,
+            include_inputs=include_inputs,
+            device=device,
+            dtype=dtype,
+            detach=detach,
+        )
+        scope = self._scope
+        self._at_the_end.append(lambda: cache.fill(self, scope or self.invokes))
+        return CacheView(cache)
+
+    # --- what changes nothing ------------------------------------------------------------------------------------
+
+    def barrier(self, n_participants: int = 0) -> Callable[[], None]:
         """Accepted, and without effect: the order of a body's statements does not bind the pass."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in NOT_YET:
-            raise AttributeError(f"tracer.{name} is not implemented yet; a trace is of one prompt: model.trace(prompt)")
-        raise AttributeError(f"the tracer has no {name!r}")
+        return lambda: None
 
     def stop(self) -> None:
         """Accepted, and without effect: a trace never runs beyond what is asked of it."""
 
-    def _run(self, recorder: Recorder, roots: list[Node]) -> dict[Node, Tensor]:
-        native = self.model._model
-        with self.model.lock, torch.set_grad_enabled(recorder.needs_grad):
-            return Run(roots, recorder.puts).execute(
-                native.hook_points, lambda: native.forward(self.tokens, self.attention_mask)
-            )
-
-
-def _fill_in(recorder: Recorder, run: Callable[[Recorder, list[Node]], dict[Node, Tensor]]) -> None:
-    """Run the model for all lazy tensors that anybody still holds, and turn them into its values."""
-    held = [lazy for ref in recorder.alive if (lazy := ref()) is not None]
-    recorder.alive = []  # swapping refuses tensors with weak references
-    if not held:
-        return
-    values = run(recorder, [lazy._node for lazy in held])
-    sharing = _count_storages(values)
-    refused = []
-    while held:
-        lazy = held.pop()
-        node = lazy._node
-        try:
-            become(lazy, _compact(values[node], sharing), is_logits=recorder.is_logits(node))
-        except RuntimeError:  # PyTorch swaps no tensor that somebody has a weak reference to
-            refused.append(f"{lazy!r}, made at {node.line}")
-    if refused:
-        raise TraceError(
-            f"values with weak references to them cannot be filled in: {'; '.join(refused)}. All others are"
-        )
-
-
-def _count_storages(values: dict[Node, Tensor]) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for value in values.values():
-        pointer = value.untyped_storage().data_ptr()
-        counts[pointer] = counts.get(pointer, 0) + 1
-    return counts
-
-
-def _compact(value: Tensor, sharing: dict[int, int]) -> Tensor:
-    """A small slice does not keep a large activation alive, unless another value needs the same memory."""
-    storage = value.untyped_storage()
-    if sharing[storage.data_ptr()] > 1 or storage.nbytes() <= 2 * value.nbytes:
-        return value
-    return value.clone()
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the tracer has no {name!r}")

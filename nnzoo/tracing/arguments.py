@@ -1,0 +1,128 @@
+"""Arguments of recorded calls: which of them are lazy, which are edited, what stands for them in the graph."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import einops
+import jaxtyping
+import torch
+from torch import Tensor
+
+from nnzoo.tracing.graph import Line, Node
+from nnzoo.tracing.infer import map_tensors
+from nnzoo.tracing.lazy import LazyTensor
+
+_OURS = os.path.dirname(os.path.dirname(__file__))
+_LIBRARIES = (_OURS, *(library.__path__[0] for library in (torch, einops, jaxtyping)), "<@beartype")
+_EDITS = {"__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
+
+
+def to_meta(t: Tensor) -> Tensor:
+    """A tensor's shape, strides and dtype, without its numbers."""
+    if isinstance(t, LazyTensor):
+        return t._node.meta
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+
+
+def name_of(fn: Any) -> str:
+    """A function's name; for the getter of a tensor's attribute, the attribute's."""
+    name = getattr(fn, "__name__", "")
+    return fn.__self__.__name__ if name in ("__get__", "__set__") else name
+
+
+def lazies(value: Any) -> list[LazyTensor]:
+    """The traced values in a nesting of arguments, in order."""
+    found: list[LazyTensor] = []
+    map_tensors(lambda t: found.append(t) if isinstance(t, LazyTensor) else None, value)
+    return found
+
+
+def user_line() -> Line:
+    """The innermost line that is neither ours, nor PyTorch's, nor a type checker's."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame = frame.f_back
+    return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def in_custom_function() -> bool:
+    """Whether the line is part of the forward of a torch.autograd.Function."""
+    code, frame = torch.autograd.Function.apply.__func__.__code__, sys._getframe(1)  # type: ignore[attr-defined]
+    while frame.f_back is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame.f_code is code
+
+
+def edited(name: str, args: tuple, kwargs: dict) -> Tensor | None:
+    """The tensor that a function changes in place."""
+    if kwargs.get("out") is not None:
+        return kwargs["out"]
+    in_place = name in _EDITS or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace") is True
+    first = args[0] if args else next(iter(kwargs.values()), None)  # nn.init.constant_ names even its first
+    return first if in_place and isinstance(first, Tensor) else None
+
+
+def index_metas(index: Any) -> list[Tensor]:
+    """The tensors of an index, as meta tensors."""
+    found: list[Tensor] = []
+    map_tensors(lambda t: found.append(to_meta(t)), index)
+    return found
+
+
+def without_masks(index: Any) -> Any:
+    """An index whose real boolean masks are replaced by the positions that they pick."""
+
+    def positions(part: Any) -> tuple:
+        is_mask = isinstance(part, Tensor) and not isinstance(part, LazyTensor) and part.dtype == torch.bool
+        return part.nonzero(as_tuple=True) if is_mask else (part,)
+
+    parts = index if isinstance(index, tuple) else (index,)
+    flat = tuple(one for part in parts for one in positions(part))
+    return flat if isinstance(index, tuple) or len(flat) != 1 else flat[0]
+
+
+def with_nodes(value: Any) -> Any:
+    """Arguments with the node of every traced value in its place."""
+    return map_tensors(lambda t: t._node if isinstance(t, LazyTensor) else t, value)
+
+
+def operands(value: Any) -> tuple[tuple[Node, ...], list[Tensor]]:
+    """The nodes and the constant tensors in a nesting of arguments."""
+    nodes: list[Node] = []
+    constants: list[Tensor] = []
+    for part in flat(value):
+        if isinstance(part, Node):
+            nodes.append(part)
+        elif isinstance(part, Tensor):
+            constants.append(part)
+    return tuple(nodes), constants
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """The leaves of a nesting of arguments."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from flat(part)
+    elif isinstance(value, dict):
+        yield from flat(tuple(value.values()))
+    elif isinstance(value, slice):
+        yield from flat((value.start, value.stop, value.step))
+    else:
+        yield value
+
+
+def stand_in(t: Tensor, device: torch.device, fill: float | None = None) -> Tensor:
+    """A real tensor of a traced value's shape and dtype, without its numbers and (unless filled) without its memory."""
+    if not isinstance(t, LazyTensor):
+        return t
+    meta = t._node.meta
+    if fill is not None:
+        return torch.full(meta.shape, fill, dtype=meta.dtype, device=device)
+    return torch.empty((), dtype=meta.dtype, device=device).expand(meta.shape)
+
+
+def call_with(fn: Callable, change: Callable[[Tensor], Any], args: tuple, kwargs: dict) -> Any:
+    """`fn` of the arguments, with every tensor changed."""
+    return fn(*map_tensors(change, args), **map_tensors(change, kwargs))

@@ -1,0 +1,67 @@
+"""PyTorch's global state at a line of the body: what is recorded there runs under it.
+
+Grad mode, autocast, default dtype, and for what draws random numbers the generator's state.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Modes(NamedTuple):
+    """The modes that an operation's result depends on."""
+
+    grad: bool
+    inference: bool
+    default_dtype: torch.dtype
+    autocast: torch.dtype | None
+    device_type: str
+
+    @classmethod
+    def now(cls, device_type: str) -> "Modes":
+        autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        return cls(
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_default_dtype(),
+            autocast,
+            device_type,
+        )
+
+
+@contextmanager
+def restored(modes: Modes | None, random: Tensor | None = None) -> Iterator[None]:
+    """Inside the `with`, PyTorch is in these modes, and its generator in this state."""
+    before = torch.get_default_dtype()
+    with ExitStack() as stack:
+        if modes is not None:
+            if modes.inference != torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(modes.inference))
+            stack.enter_context(torch.set_grad_enabled(modes.grad and torch.is_grad_enabled()))
+            stack.enter_context(
+                torch.autocast(modes.device_type, dtype=modes.autocast, enabled=modes.autocast is not None)
+            )
+            torch.set_default_dtype(modes.default_dtype)
+        if random is not None:
+            stack.enter_context(torch.random.fork_rng())
+            set_random_state(random)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The state of the generator that operations on a device draw from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state: Tensor) -> None:
+    """Go back to a state of the generator; a GPU's is told from the CPU's by its length."""
+    if len(state) == len(torch.get_rng_state()):
+        torch.set_rng_state(state)
+    else:
+        torch.cuda.set_rng_state(state)

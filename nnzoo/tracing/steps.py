@@ -1,0 +1,110 @@
+"""The steps of a generation: `tracer.iter[...]`, `tracer.all()`, `tracer.next()`.
+
+Step 0 is the prompt's pass, which chooses the first new token; step n reads the token that step n - 1 chose.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from nnzoo.envoys.attached import note
+from nnzoo.tracing.recorder import TraceError
+from nnzoo.tracing.tape import Player, Tape
+
+if TYPE_CHECKING:
+    from nnzoo.tracing.tracer import Tracer
+
+Which = int | slice | Sequence[int]
+
+
+class StepIndex:
+    """`tracer.iter`: index it with a step, a slice or a list of steps."""
+
+    def __init__(self, tracer: "Tracer") -> None:
+        self._tracer = tracer
+
+    def __getitem__(self, which: Which) -> "Steps":
+        return Steps(self._tracer, which)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self[:])
+
+
+class Steps:
+    """Some steps of a generation.
+
+    As `for step in tracer.iter[a:b]` the loop is an ordinary one, whose body speaks of one step at a time; it ends
+    where the text ends. As `with tracer.iter[a:b]:` the body is run once, and holds at each of the steps: what is saved
+    in it is a list of one value a step.
+    """
+
+    def __init__(self, tracer: "Tracer", which: Which) -> None:
+        self._tracer = tracer
+        most = tracer.most_steps
+        self._open = isinstance(which, slice) and which.stop is None
+        if isinstance(which, int):
+            which = [which]
+        self._steps = list(range(most)[which]) if isinstance(which, slice) else [_checked(n, most) for n in which]
+
+    def __iter__(self) -> Iterator[int]:
+        tracer, before = self._tracer, self._tracer.step
+        try:
+            for n, step in enumerate(self._steps):
+                if not tracer.reaches(step):
+                    if not self._open:
+                        warnings.warn(
+                            f"the text ended: {n} of {len(self._steps)} steps of this loop were made", stacklevel=2
+                        )
+                    break
+                tracer.step = step
+                yield step
+        finally:
+            tracer.step = before
+
+    def __enter__(self) -> int:
+        tracer = self._tracer
+        if not self._steps:
+            raise TraceError(f"this names no step: the generation has {tracer.most_steps}")
+        self._before, tracer.step = tracer.step, self._steps[0]
+        if len(self._steps) == 1 and not tracer.reaches(self._steps[0]):
+            tracer.step = self._before
+            raise TraceError(f"step {self._steps[0]} is never made: the text ends before")
+        if len(self._steps) > 1:
+            if tracer.recorder.tape is not None:
+                raise TraceError("tracer.iter over several steps inside another one's `with`")
+            tracer.recorder.tape = Tape(
+                "a `with tracer.iter[...]` of several steps; write `for step in tracer.iter[...]`"
+            )
+        return self._steps[0]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        tracer = self._tracer
+        tape, tracer.recorder.tape = tracer.recorder.tape, None
+        if kind is None and tape is not None:
+            for step in self._steps[1:]:
+                tracer.step = step
+                player = self._player()
+                tape.play(player)
+                for values in tape.kept:
+                    values.append(player.value(values.first._node).save())
+        tracer.step = self._before
+
+    def _player(self) -> Player:
+        tracer, first = self._tracer, self._steps[0]
+        invokes = tuple(tracer._scope)
+        return Player(
+            tracer.recorder,
+            read=lambda hook, step: tracer.read(hook, ahead=step - first),
+            put=lambda hook, step, value: tracer.put(hook, value, ahead=step - first),
+            watch=lambda module, values, step: note(tracer, module, values, invokes, tracer.step, by_edit=False),
+        )
+
+
+def _checked(step: int, most: int) -> int:
+    number = step + most if step < 0 else step
+    if not 0 <= number < most:
+        raise TraceError(f"step {step}: the generation has {most} steps, 0 to {most - 1}")
+    return number

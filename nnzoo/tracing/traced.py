@@ -1,0 +1,224 @@
+"""What makes a LanguageModel traced: `trace`, `generate`, and which body is running."""
+
+from contextvars import ContextVar
+from copy import copy
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from nnzoo.envoys.whole import WholeModel
+from nnzoo.generation import Decoder, Options, adopt, fork, options_for, steps, stream
+from nnzoo.prompts import KEYWORDS, Prompt, Reader, read_prompt
+from nnzoo.tracing.editing import EditTracer
+from nnzoo.tracing.edits import Edit
+from nnzoo.tracing.pending import Generated
+from nnzoo.tracing.recorder import TraceError
+from nnzoo.tracing.scanning import ScanTracer
+from nnzoo.tracing.session import Session
+from nnzoo.tracing.shapes import Shapes
+from nnzoo.tracing.tracer import Tracer
+
+
+class TracedModel(WholeModel):
+    """The part of LanguageModel that opens traces."""
+
+    tokenizer: Any
+    edits: tuple[Edit, ...]
+    _shapes: Shapes | None = None
+    _checkpoint: Any
+    _tracer: ContextVar[Tracer | None]
+    _session: ContextVar[Session | None]
+
+    def trace(
+        self,
+        *args: Any,
+        grad: bool = False,
+        max_batch: int | None = None,
+        validate: bool = True,
+        scan: bool = True,
+        trace: bool = True,
+        remote: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Look into a forward pass: `with model.trace("The Eiffel Tower is in") as tracer: ...`.
+
+        The prompt is whatever `nnzoo.prompts.read_prompt` takes; without one, the body has several: `tracer.invoke`.
+        With `grad=True` values leave the trace with their autograd graph. `max_batch` is how many rows run in one pass
+        at most. Shapes are always checked, without running the model: `validate` and `scan` ask for what is so anyway.
+        With `trace=False` there is no body: the model runs at once, and gives what `model(prompt)` gives.
+        """
+        _refuse_remote(remote)
+        if not trace:
+            if grad or max_batch is not None:
+                raise ValueError("grad= and max_batch= are of a body's passes, and with trace=False there is no body")
+            return self(*args, **kwargs)
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch is how many rows run in one pass, at least 1, not {max_batch}")
+        prompt = self.prepare(*args, **kwargs) if args or kwargs else None
+        return Tracer(self, prompt, grad=grad, max_batch=max_batch)
+
+    def generate(
+        self, *args: Any, tokenizer: Any = None, streamer: Any = None, remote: bool = False, **kwargs: Any
+    ) -> Any:
+        """The prompt's ids followed by new ones, by the options of transformers' `generate` (see `Options`).
+
+        Entered by a `with`, it is a trace of the generation; inside a trace, without a prompt, it generates from the
+        prompt that the body speaks of. What is not asked is as the checkpoint's generation_config.json says. A
+        `streamer` (transformers' protocol) makes it run at once.
+        """
+        _refuse_remote(remote)
+        given = {name: kwargs.pop(name) for name in KEYWORDS if name in kwargs}
+        if self._tracer.get() is not None:
+            if args or given or streamer is not None:
+                raise TraceError("generate() inside a trace takes options only: the prompt is the trace's")
+            return self._tracer.get().generate(kwargs)  # type: ignore[union-attr]  # it was there a line ago
+        prompt = self.prepare(*args, **given) if args or given else None
+        if prompt is not None:
+            self.options(prompt.tokens, prompt.attention_mask, kwargs)  # what is wrong is said here
+        numbers = fork(self.device)
+        open_trace = partial(Tracer, self, prompt, options=kwargs)
+        make = partial(self._generate, prompt, kwargs, tokenizer, streamer, numbers)
+        return make() if streamer is not None else Generated(make, open_trace)
+
+    def _generate(
+        self, prompt: Prompt | None, asked: dict[str, Any], tokenizer: Any, streamer: Any, numbers: torch.Generator
+    ) -> Int[Tensor, "batch total"]:
+        """The ids, by the fast loop where no edit and no embedding has a say."""
+        if prompt is None:
+            raise TraceError("generate() takes a prompt, unless `with tracer.invoke(prompt):` gives it one")
+        if self.edits or prompt.embeds is not None:
+            with Tracer(self, prompt, options=asked) as tracer:
+                ids = tracer.result.save()
+            return ids
+        options = self.options(prompt.tokens, prompt.attention_mask, asked)
+        drawn = None if options.seed is not None or not options.do_sample else numbers
+        if options.stop_strings and tokenizer is None:
+            tokenizer = self.tokenizer
+        decoder = Decoder(options, prompt.tokens, prompt.attention_mask, tokenizer=tokenizer, generator=drawn)
+        with self.lock:
+            stream(steps(self._model, decoder), decoder.tokens, streamer)
+        if drawn is not None:
+            adopt(drawn)
+        return decoder.ids
+
+    def options(self, tokens: Tensor, attention_mask: Tensor | None, asked: dict[str, Any]) -> Options:
+        """How tokens are chosen: what is asked, else what the checkpoint says. Raises OptionError."""
+        return options_for(self.skeleton, tokens, attention_mask, asked, self._checkpoint.origin.generation)
+
+    # --- other contexts ------------------------------------------------------------------------------------------
+
+    def scan(self, *args: Any, validate: bool = True, **kwargs: Any) -> Tracer:
+        """A trace that computes nothing and reads no weights: shapes and dtypes are there in its body.
+
+        The prompt is as for `trace`. What is held afterwards is a meta tensor. Raises TraceError where a number is
+        looked at. Shapes are always checked: `validate` asks for what is so anyway.
+
+        >>> from nnzoo import LanguageModel
+        >>> model = LanguageModel("nnzoo/tiny-gpt2")
+        >>> with model.scan("The capital of France is"):
+        ...     width = model.transformer.h[1].mlp.act.output.shape[-1]
+        >>> width == model.config.d_mlp
+        True
+        """
+        return ScanTracer(self, self.prepare(*args, **kwargs) if args or kwargs else None)
+
+    def session(self, *, remote: bool = False) -> Session:
+        """Traces that belong together: `with model.session(): ...`. A later one uses values of those before it.
+
+        >>> from nnzoo import LanguageModel
+        >>> model = LanguageModel("nnzoo/tiny-gpt2")
+        >>> with model.session():
+        ...     with model.trace("The capital of France is"):
+        ...         france = model.transformer.h[2].output[0][:, -1]
+        ...     with model.trace("The capital of Italy is"):
+        ...         model.transformer.h[1].output[0][:, -1] = france
+        ...         logits = model.output.save()
+        >>> model.tokenizer.decode(logits[0, -1].argmax())
+        ' Paris'
+        """
+        _refuse_remote(remote)
+        return Session(self)
+
+    def edit(self, *, inplace: bool = False) -> EditTracer:
+        """Changes that hold in every later trace, generation and call of a model: `with model.edit() as edited: ...`.
+
+        The edited model is a copy that shares the weights, and this one stays as it is; with `inplace=True` it is
+        changed itself, and the `with` binds the tracer. Edits add up, in order. The body is recorded once, for a prompt
+        of 7 tokens, and done again for each prompt: shapes that it reads as numbers are those of the 7 tokens, and
+        Python's `if` and random tensors are decided once. It can look at no number. What stands in
+        `for _ in edited.tracer.iter[:]` holds at every step of a generation, all else in the first pass.
+
+        >>> from nnzoo import LanguageModel
+        >>> model = LanguageModel("nnzoo/tiny-gpt2")
+        >>> with model.edit() as edited:
+        ...     edited.transformer.h[1].mlp.output[:] = 0
+        >>> (edited("The capital") != model("The capital")).any().item()
+        True
+        """
+        return EditTracer(self if inplace else copy(self), inplace=inplace)
+
+    def clear_edits(self) -> None:
+        """Take all edits of this model away. Raises TraceError inside a trace."""
+        if self._tracer.get() is not None:
+            raise TraceError("the edits of a model stay as they are inside a trace of it; clear them before or after")
+        self.edits = ()
+
+    # --- the running body ----------------------------------------------------------------------------------------
+
+    @property
+    def tracer(self) -> Tracer:
+        """The trace whose body is running. Raises TraceError outside of one."""
+        tracer = self._tracer.get()
+        if tracer is None:
+            raise TraceError("values exist inside a trace only: with model.trace(prompt): ...")
+        return tracer
+
+    def enter(self, tracer: Tracer) -> None:
+        """A body begins, perhaps in that of another trace. Raises TraceError for one that has begun before."""
+        if tracer.began:
+            raise TraceError("a trace is entered once; model.trace(prompt) makes another")
+        tracer.began, tracer.outer = True, self._tracer.get()
+        self._tracer.set(tracer)
+
+    def leave(self, tracer: Tracer) -> None:
+        """A body ends; bodies of generators may end in any order."""
+        tracer.left = True
+        running = self._tracer.get()
+        while running is not None and running.left:
+            running = running.outer
+        self._tracer.set(running)
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shapes of all places, worked out once for the model as it is."""
+        skeleton = self.skeleton
+        if self._shapes is None or self._shapes.dtype != skeleton.dtype:
+            self._shapes = Shapes(skeleton)
+        return self._shapes
+
+    # --- prompts -------------------------------------------------------------------------------------------------
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Prompt:
+        """Any kind of prompt as tensors on the model's device; arguments and errors are those of `read_prompt`."""
+        return read_prompt(self._reader, *args, **kwargs)
+
+    @property
+    def _reader(self) -> Reader:
+        pad = self._checkpoint.origin.generation.get("pad_token_id")
+        return Reader(
+            tokenizer=lambda: self.tokenizer,
+            d_vocab=self.config.d_vocab,
+            d_model=self.config.d_model,
+            max_tokens=self.skeleton.max_tokens,
+            dtype=self.skeleton.dtype,
+            device=self.device,
+            pad_id=pad if isinstance(pad, int) and 0 <= pad < self.config.d_vocab else 0,
+        )
+
+
+def _refuse_remote(remote: bool) -> None:
+    if remote:
+        raise ValueError("remote=True needs a server to send the trace to, and this version has none")
