@@ -230,6 +230,23 @@ def test_generate_ends_at_the_end_of_the_text(capsys):
     assert capsys.readouterr().out == " Paris.\n"
 
 
+def test_generate_samples_the_same_text_from_the_same_seed(capsys):
+    texts = []
+    for seed in ("1", "1", "2"):
+        main(["generate", "nnzoo/tiny-gpt2", "The capital of France is", "--temperature", "5", "--seed", seed])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_generate_ends_with_a_stop_string(capsys):
+    assert main(["generate", "nnzoo/tiny-gpt2", "The capital of France is", "--stop", "aris", "--stop", "x"]) == 0
+    assert capsys.readouterr().out == " Paris\n"
+
+
+def test_generate_refuses_a_share_above_one(complaint):
+    assert "top_p=1.5 will not do" in complaint("generate", "nnzoo/tiny-gpt2", "hello", "--top-p", "1.5")
+
+
 def test_generate_in_a_process_of_its_own():
     run = run_nnzoo("generate", "nnzoo/tiny-llama", "-", "--max-new-tokens", "1", input="The capital of France is")
     assert (run.returncode, run.stdout, run.stderr) == (0, " Paris\n", "")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from layout import LAYERS, ROOT, imports, modules, python_files
-from nnzoo.architectures.norms import LayerNorm
+from nnzoo.architectures.kv_cache import KVCache
 
 FILES = [pytest.param(name, file, id=name) for name, file in modules()]
 GROUND_FLOOR = {"torch", "einops", "jaxtyping", "nnzoo.architectures"}
@@ -68,7 +68,8 @@ def test_importing_nnzoo_imports_nothing_heavy():
 
 
 def test_this_suite_checks_the_shapes_in_annotations():
-    norm = LayerNorm(d_model=8, eps=1e-5)
-    assert norm(torch.zeros(1, 2, 8)).shape == (1, 2, 8)
-    with pytest.raises(TypeCheckError, match="batch pos d_model"):
-        norm(torch.zeros(2, 8))
+    cache = KVCache(n_layers=1)
+    k = torch.zeros(1, 2, 3, 4)  # [batch pos kv_head d_head]
+    assert cache.append(0, k, k)[0].shape == (1, 2, 3, 4)
+    with pytest.raises(TypeCheckError, match="batch pos kv_head d_head"):
+        cache.append(0, k[0], k[0])

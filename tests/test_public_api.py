@@ -3,12 +3,14 @@
 import nnzoo
 
 PUBLIC = [
+    "CONFIG",
     "ActivationCache",
     "HookPoint",
     "HookedModel",
     "LanguageModel",
     "get_act_name",
     "load",
+    "save",
 ]
 
 
@@ -17,7 +19,7 @@ def test_the_public_names_are_these():
 
 
 def test_the_public_names_are_sorted():
-    assert list(nnzoo.__all__) == sorted(nnzoo.__all__)
+    assert list(nnzoo.__all__) == sorted(nnzoo.__all__, key=lambda name: (not name.isupper(), name))
 
 
 def test_every_public_name_is_there_and_documented():

@@ -1,0 +1,175 @@
+"""Random edits and reads at random steps, several prompts in one generate, against a loop written out."""
+
+import random
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from families import PLAIN, error, folder, ids, ours, prompt
+from nnzoo import LanguageModel
+
+ENDS = [
+    "hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post", "attn.hook_z",
+    "attn.hook_q", "attn.hook_k", "attn.hook_v", "mlp.hook_post", "ln1.hook_out", "attn.hook_pattern",
+    "attn.hook_attn_scores",
+]  # fmt: skip
+PLACES = ["hook_embed", *(f"blocks.{i}.{end}" for i in range(3) for end in ENDS), "ln_final.hook_out"]
+CHANGES = [lambda v: v * 1.3, lambda v: v * 0.5 + 0.1, lambda v: torch.cat([v[..., :1] * 2, v[..., 1:]], dim=-1)]
+RESID = "blocks.1.hook_resid_post"
+
+
+@cache
+def traced(family: str, setting: str) -> LanguageModel:
+    return LanguageModel(folder(family, setting))
+
+
+@dataclass
+class Body:
+    """What is done in one invoke at each step: which places change, which are read, and how steps are addressed."""
+
+    tokens: Tensor
+    changes: list[dict[str, int]]
+    reads: list[list[str]]
+    style: str
+    order: list[int]
+
+    @classmethod
+    def draw(cls, chance: random.Random, n_steps: int) -> "Body":
+        steps = range(n_steps)
+        return cls(
+            torch.randint(2, 97, (chance.randint(1, 2), chance.randint(1, 9))),
+            [{chance.choice(PLACES): chance.randrange(3) for _ in range(chance.randint(0, 2))} for _ in steps],
+            [[chance.choice(PLACES) for _ in range(chance.randint(0, 2))] for _ in steps],
+            chance.choice(["for", "next", "with"]),
+            chance.sample(steps, n_steps),
+        )
+
+    def trace(self, tracer: Any) -> tuple[Tensor, dict[tuple[int, str], Tensor]]:
+        """The ids, and what was read by step and place."""
+        values: dict[tuple[int, str], Tensor] = {}
+
+        def at(step: int) -> None:
+            for place, change in self.changes[step].items():
+                tracer.put(place, CHANGES[change](tracer.read(place)))
+            values.update({(step, place): tracer.read(place) for place in self.reads[step]})
+
+        if self.style == "for":
+            for step in tracer.iter[:]:
+                at(step)
+        elif self.style == "next":
+            for step in range(len(self.reads)):
+                at(step)
+                if step < len(self.reads) - 1:
+                    tracer.next()
+        else:
+            for step in self.order:
+                with tracer.iter[step]:
+                    at(step)
+        return tracer.result, values
+
+
+def alone(model: Any, body: Body) -> tuple[Tensor, dict[tuple[int, str], Tensor]]:
+    """The same by a loop: blocks are called one by one, and token 1, the end of text, is never chosen."""
+    values: dict[tuple[int, str], Tensor] = {}
+    cache, tokens, total = model.new_cache(), body.tokens, body.tokens
+    for step, (changes, reads) in enumerate(zip(body.changes, body.reads, strict=True)):
+        hooks: list = [(place, lambda v, hook, c=c: CHANGES[c](v)) for place, c in changes.items()]
+        hooks += [(p, lambda v, hook, n=step: values.__setitem__((n, hook.name), v.clone())) for p in reads]
+        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+            x, span = model.begin(tokens, None, cache)
+            for block in model.blocks:
+                x = block(x, span)
+            logits = model.unembed(model.ln_final(x))[:, -1].clone()
+        logits[:, 1] = -torch.inf
+        tokens = logits.argmax(dim=-1, keepdim=True)
+        total = torch.cat([total, tokens], dim=1)
+    return total, values
+
+
+@ids(PLAIN)
+@pytest.mark.parametrize("seed", range(6))
+def test_steps_are_those_of_each_prompt_alone(family: str, setting: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    chance = random.Random(seed)
+    n_steps = chance.randint(1, 5)
+    bodies = [Body.draw(chance, n_steps) for _ in range(chance.randint(1, 3))]
+    got = []
+    with traced(family, setting).generate(max_new_tokens=n_steps, min_new_tokens=n_steps) as tracer:
+        for body in bodies:
+            with tracer.invoke(body.tokens):
+                got.append(body.trace(tracer))
+    for body, (total, values) in zip(bodies, got, strict=True):
+        expected, theirs = alone(ours(family, setting), body)
+        assert torch.equal(total, expected), body
+        for key, value in values.items():
+            assert error(value, theirs[key]) < 1e-8, (body, key)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return traced("gpt2", "default")
+
+
+@pytest.fixture(scope="module")
+def end(model: LanguageModel) -> int:
+    """A token that the first prompt chooses at step 5 for the first time, and the second never."""
+    return (model.generate(prompt(1, 6), max_new_tokens=8, min_new_tokens=8) + 0)[0, 11].item()
+
+
+class TestEarlyEnds:
+    def test_each_prompt_ends_as_it_does_alone(self, model: LanguageModel, end: int) -> None:
+        prompts = [prompt(1, 6), prompt(1, 4) + 3]
+        options = {"max_new_tokens": 8, "eos_token_id": end}
+        totals, steps = [], []
+        with model.generate(**options) as tracer:
+            for one in prompts:
+                with tracer.invoke(one):
+                    steps.append([model.output[:, -1] for _ in tracer.iter[:]])
+                    totals.append(tracer.result)
+        assert [len(one) for one in steps] == [6, 8]
+        for total, one in zip(totals, prompts, strict=True):
+            assert torch.equal(total, model.generate(one, **options) + 0)
+
+    def test_a_step_that_was_never_made_says_so(self, model: LanguageModel, end: int) -> None:
+        with model.generate(max_new_tokens=8, eos_token_id=end) as tracer:
+            with tracer.invoke(prompt(1, 6)):
+                tracer.next(7)
+                logits = model.output
+            with tracer.invoke(prompt(1, 4) + 3):
+                other = model.output
+        assert other.isfinite().all()
+        with pytest.raises(RuntimeError, match="never computed"):
+            logits + 1
+
+
+def test_a_value_of_a_later_step_of_one_prompt_in_an_earlier_step_of_another() -> None:
+    model = traced("gpt2", "default")
+    with model.generate(max_new_tokens=3, min_new_tokens=3) as tracer:
+        with tracer.invoke(prompt(1, 6)), tracer.iter[1]:
+            late = tracer.read(RESID)
+        with tracer.invoke(prompt(1, 4)):
+            tracer.read("blocks.0.hook_resid_post")[:, -1] = late[:, -1]
+            total = tracer.result
+
+    def put(value: Tensor, hook: Any) -> Tensor:
+        return torch.cat([value[:, :-1], late], dim=1)
+
+    body = Body(prompt(1, 6), [{}] * 3, [[], [RESID], []], "for", [])
+    assert error(late, alone(ours("gpt2", "default"), body)[1][1, RESID]) < 1e-9
+    with torch.no_grad():
+        logits = ours("gpt2", "default").run_with_hooks(prompt(1, 4), fwd_hooks=[("blocks.0.hook_resid_post", put)])
+    logits[..., 1] = -torch.inf
+    assert total[0, 4] == logits[0, -1].argmax()
+
+
+def test_a_list_of_steps_ends_where_the_text_ends() -> None:
+    model = LanguageModel("nnzoo/tiny-gpt2")
+    with model.generate("The capital of France is", max_new_tokens=6) as tracer:
+        with tracer.iter[:]:
+            tokens = model.lm_head.output[0, -1].argmax().save()
+        ids = tracer.result
+    assert [int(token) for token in tokens] == ids[0, -3:].tolist(), "Paris, full stop, end of text"
