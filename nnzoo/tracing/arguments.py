@@ -19,6 +19,15 @@ _LIBRARIES = (_OURS, *(library.__path__[0] for library in (torch, einops, jaxtyp
 _EDITS = {"__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
 
 
+class Gone:
+    """Stands for a tensor that was let go of."""
+
+    __slots__ = ("dtype", "shape")
+
+    def __init__(self, t: Tensor) -> None:
+        self.shape, self.dtype = t.shape, t.dtype
+
+
 def to_meta(t: Tensor) -> Tensor:
     """A tensor's shape, strides and dtype, without its numbers."""
     if isinstance(t, LazyTensor):

@@ -2,7 +2,7 @@
 
 A name is looked up in a list, never imported: whoever reads a graph runs nothing that does not stand here. Left out is
 what hands out memory that is nobody's or somebody else's (`empty`, `resize_`, `set_`, `as_strided`), what reads files
-or runs code, and what edits an argument that is not its first.
+or runs code, and what edits an argument that is not its first (`batch_norm`).
 """
 
 from collections.abc import Callable
@@ -168,7 +168,7 @@ def encode_function(fn: Callable) -> str:
     return name
 
 
-def decode_function(name: str, model: Any = None) -> Callable:
+def decode_function(name: Any, model: Any = None) -> Callable:
     """The function of a name; the model's modules need the `model` to run. Raises GraphError for any other name.
 
     >>> decode_function("torch.Tensor.add") is torch.Tensor.add

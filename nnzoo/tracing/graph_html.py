@@ -83,16 +83,9 @@ def page(program: Program, places: dict[str, str], plan: PlanView | None) -> str
 def fragment(program: Program, places: dict[str, str], plan: PlanView | None) -> str:
     """The picture, for a notebook or inside another page."""
     layout = lay_out(program)
-    drawing = "\n".join(
-        [
-            _DEFINITIONS,
-            *_bands(layout),
-            *_cells(layout, plan),
-            *_heads(layout, program, plan),
-            *_arrows(layout, program),
-            *_boxes(layout, program, places, plan),
-        ]
-    )
+    parts = (_bands(layout), _cells(layout, plan), _heads(layout, program, plan), _arrows(layout, program))
+    boxes = _boxes(layout, program, places, plan)
+    drawing = "\n".join([_DEFINITIONS, *(line for part in (*parts, boxes) for line in part)])
     size = f'width="{layout.width}" height="{layout.height}" viewBox="0 0 {layout.width} {layout.height}"'
     return f"""<div class="nnzoo-graph">
 <style>{STYLE}</style>
@@ -177,8 +170,9 @@ def _boxes(layout: Layout, program: Program, places: dict[str, str], plan: PlanV
 
 
 def _in_box(entry: Entry, places: dict[str, str]) -> str:
-    """As in the text, but of a place only the name by which bodies read it."""
-    name = places.get(entry.hook or "", entry.hook or "")
+    """As in the text, but of a place only the name by which bodies read it, less what all such names begin with."""
+    hook = entry.hook or ""
+    name = places[hook].removeprefix("transformer.").removeprefix("model.") if hook in places else hook
     if entry.kind == "arrive":
         return name
     return f"{name} = %{entry.of}" if entry.kind == "put" else describe(entry, {}, several=False)

@@ -4,7 +4,7 @@
  "nodes": [{"kind": "arrive", "line": [file, number, function], "meta": [dtype, sizes], "invoke": 0, "hook": ...}, ...],
  "saved": [3, 4]}
 
-Nodes know only earlier ones, so there are no cycles. Functions are names of `functions.py`, arguments as in
+Nodes know only earlier ones, so there are no cycles. Functions are names of `functions.py`, arguments are as in
 `values.py`.
 """
 
@@ -248,12 +248,11 @@ class _Reader:
 
     def _prompt(self, data: Any) -> PromptEntry:
         _keys(data, "tokens attention_mask labels generator last_only options", "a prompt")
-        tokens, mask, labels = (  # type: Any, Any, Any
-            None if data[name] is None else self._tensor(data[name], "tensor")
-            for name in ("tokens", "attention_mask", "labels")
+        tokens = self._tensor(data["tokens"], "tensor")
+        mask, labels = (
+            None if data[name] is None else self._tensor(data[name], "tensor") for name in ("attention_mask", "labels")
         )
-        _check(tokens is not None and tokens.dim() == 2 and tokens.numel() > 0, "tokens are ids [batch pos]")
-        _check(tokens.dtype == torch.long, "tokens are ids [batch pos]")
+        _check(tokens.dim() == 2 and tokens.numel() > 0 and tokens.dtype == torch.long, "tokens are ids [batch pos]")
         for one, name in ((mask, "attention_mask"), (labels, "labels")):
             _check(one is None or one.shape == tokens.shape, f"{name} is to have the shape of the tokens")
             _check(one is None or not (one.is_floating_point() or one.is_complex()), f"{name} is of integers")

@@ -1,4 +1,4 @@
-"""Where the nodes of a graph stand in its picture: columns are invokes and their steps, bands parts of the model."""
+"""Where the nodes of a graph stand in its picture: prompts and their steps are columns, parts of the model bands."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

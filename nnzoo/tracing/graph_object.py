@@ -31,7 +31,7 @@ from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.recorder import Recorder
 
 if TYPE_CHECKING:
-    from nnzoo.tracing.traced import TracedModel
+    from nnzoo.language_model import LanguageModel
     from nnzoo.tracing.tracer import Tracer
 
 _CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ class Values(dict[int, Tensor]):
 class Recorded:
     """A program on a model: what a trace has recorded, or what was read and recorded again."""
 
-    model: "TracedModel"
+    model: "LanguageModel"
     recorder: Recorder
     execution: Any  # an Execution; a scan has another
     invokes: list[Invoke]
@@ -59,11 +59,11 @@ class Recorded:
 
     @property
     def roots(self) -> list[Node]:
-        """What is asked for: what is held, while the body runs; then what was held at its end."""
-        if not self.recorder.open:
+        """What is asked for: what is held, while the body runs; then what was held at its end, or is to come back."""
+        if self.recorder.roots or not self.recorder.open:
             return self.recorder.roots
         alive = {lazy._node for ref in self.recorder.alive if (lazy := ref()) is not None}
-        return sorted(alive | self.recorder.saved, key=lambda node: node.index)
+        return sorted(alive, key=lambda node: node.index)
 
     def program(self) -> Program:
         """It as plain data."""
@@ -125,7 +125,8 @@ class Graph:
     def of(cls, tracer: "Tracer") -> "Graph":
         """The graph of a trace, as far as its body has come."""
         max_batch = getattr(tracer._execution, "_max_batch", None)  # a scan has none
-        recorded = Recorded(tracer.model, tracer.recorder, tracer._execution, tracer.invokes, tracer._grad, max_batch)
+        model: Any = tracer.model
+        recorded = Recorded(model, tracer.recorder, tracer._execution, tracer.invokes, tracer._grad, max_batch)
         return cls(recorded)
 
     @property
@@ -181,7 +182,7 @@ class Graph:
 
     # --- running -------------------------------------------------------------------------------------------------
 
-    def on(self, model: "TracedModel") -> "Graph":
+    def on(self, model: "LanguageModel") -> "Graph":
         """The graph on a model, where it shows its passes. Raises GraphError where it does not fit the model."""
         from nnzoo.tracing.replay import replay
 
@@ -197,7 +198,7 @@ class Graph:
         graph._tensors = program.tensors
         return graph
 
-    def run(self, model: "TracedModel") -> Values:
+    def run(self, model: "LanguageModel") -> Values:
         """Run it on a model: what was saved, by the numbers of the nodes; what a generation did not come to is absent.
 
         Raises GraphError where it does not fit the model, and what the functions in it raise.
@@ -205,7 +206,7 @@ class Graph:
         graph = self.on(model)
         assert graph._recorded is not None, "on() records"
         recorder, execution = graph._recorded.recorder, graph._recorded.execution
-        roots = sorted(recorder.saved, key=lambda node: node.index)
+        roots = recorder.roots
         if not roots and not recorder.effects:
             raise GraphError("nothing in the graph is saved: value.save() says what is to come back")
         lazies = [LazyTensor(node, recorder) for node in roots]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnzoo.tracing.arguments import name_of
+from nnzoo.tracing.arguments import Gone, name_of
 from nnzoo.tracing.entries import Entry, Program, PromptEntry, Ref
 from nnzoo.tracing.functions import full_name
 from nnzoo.tracing.graph_plan import NOT_REACHED, RUNS, SKIPPED, PassView, PlanView, named_invokes, ranges
@@ -115,7 +115,7 @@ def call(entry: Entry) -> str:
 
 def shown(value: Any) -> str:
     """An argument: nodes by number, tensors by shape."""
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, Gone)):
         return f"<{str(value.dtype).removeprefix('torch.')}{list(value.shape)}>"
     if isinstance(value, torch.Size):
         return str(list(value))

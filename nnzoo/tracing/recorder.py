@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnzoo.prompts import loss_of
 from nnzoo.tracing.arguments import (
+    Gone,
     call_with,
     edited,
     in_custom_function,
@@ -29,6 +30,7 @@ from nnzoo.tracing.arguments import (
 from nnzoo.tracing.graph import (
     END,
     NOTHING,
+    Arrive,
     Call,
     Invoke,
     Line,
@@ -233,7 +235,7 @@ class Recorder:
     def _draw(self, fn: Callable, args: tuple, kwargs: dict) -> Tensor:
         """The generator's state; a stand-in draws as many numbers as the value will."""
         state = random_state(self.device)
-        call_with(fn, lambda t: stand_in(t, self.device, fill=1), args, kwargs)
+        call_with(fn, lambda t: stand_in(t, self.device, fill=1.0), args, kwargs)
         return state
 
     def _infer(self, fn: Callable, name: str, args: tuple, kwargs: dict) -> Answer:
@@ -374,11 +376,11 @@ class Recorder:
     def close(self) -> None:
         """The body is over: what was recorded stays, to be printed, but lets go of the tensors that it was given."""
         self.open, self.special = False, {}
-        for node in self.given if not self.keeps_tensors else ():
-            node.args, node.kwargs = map_tensors(to_meta, node.args), map_tensors(to_meta, node.kwargs)
-            node.versions, node.random = (), None
-        for one in self.nodes:
-            one.storage.written = None  # it holds the recorder
+        for call in self.given if not self.keeps_tensors else ():
+            call.args, call.kwargs = map_tensors(Gone, call.args), call.kwargs and map_tensors(Gone, call.kwargs)
+            call.versions, call.random = (), None
+        for node in self.nodes:
+            node.storage.written = None  # it holds the recorder
 
     def __del__(self) -> None:
         """Nodes let go of one another, which are many, and would wait for the garbage collector."""
@@ -389,6 +391,8 @@ class Recorder:
             node.needs = NOTHING
             if isinstance(node, Call):
                 node.args, node.kwargs, node.versions = (), {}, ()
+            elif isinstance(node, Arrive) and node.invoke is not None:
+                node.invoke.places.clear()
 
     def check_open(self) -> None:
         """Raise TraceError when the trace has ended."""

@@ -30,7 +30,8 @@ from nnzoo.tracing.shapes import Shapes
 from nnzoo.tracing.stored_tensors import weight_of
 
 _UNKNOWN = Answer(None, (), ())  # numbers decide it
-_DIFFERENTIATE = set("outputs inputs grad_outputs retain_graph create_graph allow_unused only_inputs".split())
+_DIFFERENTIATE = {"outputs", "inputs", "grad_outputs", "retain_graph", "create_graph", "allow_unused"}
+_DIFFERENTIATE |= {"only_inputs", "is_grads_batched", "materialize_grads"}
 
 
 @dataclass
@@ -40,7 +41,6 @@ class Replayed:
     recorder: Recorder
     execution: Execution
     invokes: list[Invoke]
-    roots: list[Node]
     grad: bool
 
 
@@ -91,8 +91,8 @@ class _Replay:
         recorder.saved = {self._nodes[n] for n in self._program.saved}
         recorder.differentiated = {self._nodes[n] for n in self._program.kept_gradients}
         self._guarded("the graph", self._gradients.check_complete)
-        roots = sorted(recorder.saved, key=lambda node: node.index)
-        return Replayed(recorder, self._execution, self._invokes, roots, self._program.grad)
+        recorder.roots = sorted(recorder.saved, key=lambda node: node.index)
+        return Replayed(recorder, self._execution, self._invokes, self._program.grad)
 
     @staticmethod
     def _guarded(where: str, do: Callable[[], None]) -> None:
