@@ -184,10 +184,9 @@ class Recorder:
     def save(self, lazy: LazyTensor) -> Any:
         """Keep a value; inside a tape over several steps, one of each."""
         self.saved.add(lazy._node)
-        if self.tape is None:
-            return lazy
-        self.lists.append(self.tape.keep(lazy))
-        return self.lists[-1]
+        if self.tape is not None:
+            self.lists.append(self.tape.keep(lazy))
+        return lazy if self.tape is None else self.lists[-1]
 
     def loss_of(self, logits: LazyTensor) -> Any:
         """The loss of a prompt that was given with `labels=`, by the logits as they stand."""
