@@ -5,38 +5,69 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 SIZES = {"shape", "size", "numel", "nelement"}  # what tells sizes
+OPERATORS = {name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod")}
 
 
 class Length(int):
-    """An int that knows how it was computed from recorded shapes.
+    """An int that knows how it was computed from sizes: an operator of two ints, or the key of a size.
 
-    >>> size, key = Length(7), object()
-    >>> size.keys, size.now = (key,), lambda sizes: sizes[key]
-    >>> half = size // 2
+    >>> key = object()
+    >>> half = Length.of(7, "size", key) // 2
     >>> half, half.now({key: 9})
     (3, 4)
     """
 
-    keys: tuple[object, ...] = ()  # of the sizes that it was computed from
-    now: Callable[[Mapping[Any, Any]], int]
+    op: str
+    operands: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, number: int, op: str, *operands: Any) -> "Length":
+        length = cls(number)
+        length.op, length.operands = op, operands
+        return length
+
+    @property
+    def keys(self) -> tuple[object, ...]:
+        """Of the sizes that it was computed from."""
+        if self.op == "size":
+            return self.operands
+        return tuple(key for one in self.operands if isinstance(one, Length) for key in one.keys)
+
+    def now(self, sizes: Mapping[Any, Any]) -> int:
+        """The number, where sizes are others."""
+        if self.op == "size":
+            return sizes[self.operands[0]]
+        return OPERATORS[self.op](*(one.now(sizes) if isinstance(one, Length) else one for one in self.operands))
 
     def __hash__(self) -> NoReturn:  # einops asks, and then computes without its memory
         raise TypeError("inside an edit or `with tracer.iter`, a size is another number each time; int(size) is one")
 
     __eq__ = int.__eq__
 
+    def __neg__(self) -> "Length":
+        return Length.of(-int(self), "mul", self, -1)
+
+
+def _method(op: str, *, reflected: bool = False) -> Callable[[Length, Any], Any]:
+    def compute(self: Length, other: Any) -> Any:
+        if not isinstance(other, int) or isinstance(other, bool):
+            return NotImplemented
+        a, b = (other, self) if reflected else (self, other)
+        return Length.of(OPERATORS[op](int(a), int(b)), op, a, b)
+
+    return compute
+
+
+for _op in OPERATORS:
+    setattr(Length, f"__{_op}__", _method(_op))
+    setattr(Length, f"__r{_op}__", _method(_op, reflected=True))
+
 
 def tag(result: Any) -> tuple[Any, tuple[object, ...]]:
     """A shape, or a size, with lengths for its numbers; and their keys."""
-    told: list[object] = []
-
-    def length(number: int) -> Length:
-        key = object()
-        told.append(key)
-        return _length(number, (key,), lambda sizes: sizes[key])
-
-    tagged = type(result)(map(length, result)) if isinstance(result, tuple) else length(result)
-    return tagged, tuple(told)
+    told = tuple(object() for _ in numbers(result))
+    lengths = [Length.of(number, "size", key) for number, key in zip(numbers(result), told, strict=True)]
+    return (type(result)(lengths) if isinstance(result, tuple) else lengths[0]), told
 
 
 def numbers(result: Any) -> tuple[int, ...]:
@@ -44,7 +75,7 @@ def numbers(result: Any) -> tuple[int, ...]:
     return tuple(result) if isinstance(result, tuple) else (result,)
 
 
-def map_lengths(change: Callable[[Length], int], value: Any) -> Any:
+def map_lengths(change: Callable[[Length], Any], value: Any) -> Any:
     """The same nesting, with every length changed."""
     if isinstance(value, Length):
         return change(value)
@@ -68,30 +99,3 @@ def keys(value: Any) -> tuple[object, ...]:
 
     map_lengths(note, value)
     return tuple(found)
-
-
-def _length(number: int, of: tuple[object, ...], now: Callable[[Mapping[Any, Any]], int]) -> Length:
-    length = Length(number)
-    length.keys, length.now = of, now
-    return length
-
-
-def _now(number: int, sizes: Mapping[Any, Any]) -> int:
-    return number.now(sizes) if isinstance(number, Length) else number
-
-
-def _keeping(op: Callable[[int, int], int], *, reflected: bool = False) -> Callable[[Length, Any], Any]:
-    def compute(self: Length, other: Any) -> Any:
-        if not isinstance(other, int) or isinstance(other, bool):
-            return NotImplemented
-        a, b = (other, self) if reflected else (self, other)
-        of = (*self.keys, *getattr(other, "keys", ()))
-        return _length(op(int(a), int(b)), of, lambda sizes: op(_now(a, sizes), _now(b, sizes)))
-
-    return compute
-
-
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
-    setattr(Length, f"__{_name}__", _keeping(getattr(operator, _name)))
-    setattr(Length, f"__r{_name}__", _keeping(getattr(operator, _name), reflected=True))
-Length.__neg__ = lambda self: self * -1  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from contextvars import ContextVar
 from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from nnzoo.envoys.whole import WholeModel
 from nnzoo.generation import Decoder, Options, adopt, fork, options_for, steps, stream
 from nnzoo.prompts import KEYWORDS, Prompt, Reader, read_prompt
+from nnzoo.tracing.edit_files import load_edits, save_edits
 from nnzoo.tracing.editing import EditTracer
 from nnzoo.tracing.edits import Edit
 from nnzoo.tracing.pending import Generated
@@ -92,6 +94,9 @@ class TracedModel(WholeModel):
         if self.edits or prompt.embeds is not None:
             with Tracer(self, prompt, options=asked) as tracer:
                 ids = tracer.result.save()
+            if streamer is not None:  # it hears of all tokens when they are there
+                (invoke,) = tracer.invokes
+                stream(ids[:, invoke.n_pos :].unbind(1), invoke.tokens, streamer)
             return ids
         options = self.options(prompt.tokens, prompt.attention_mask, asked)
         drawn = None if options.seed is not None or not options.do_sample else numbers
@@ -162,9 +167,29 @@ class TracedModel(WholeModel):
 
     def clear_edits(self) -> None:
         """Take all edits of this model away. Raises TraceError inside a trace."""
-        if self._tracer.get() is not None:
-            raise TraceError("the edits of a model stay as they are inside a trace of it; clear them before or after")
+        self._check_no_trace()
         self.edits = ()
+
+    def _check_no_trace(self) -> None:
+        if self._tracer.get() is not None:
+            raise TraceError("the edits of a model stay as they are inside a trace of it; change them before or after")
+
+    def save_edits(self, path: str | Path) -> None:
+        """Write the edits of this model into a file (safetensors, with JSON in its header), which holds no code.
+
+        Raises ValueError where there is none, GraphError where one is more than data: a function of your own that was
+        recorded whole, a torch.autograd.Function.
+        """
+        save_edits(self, path)
+
+    def load_edits(self, path: str | Path) -> None:
+        """Add the edits of a file that `save_edits` wrote, by whomever: nothing in it is run but PyTorch's functions.
+
+        Modules of your own that were called with `hook=True` must be attached where they were. Raises GraphError for a
+        file that is none, or of another model.
+        """
+        self._check_no_trace()
+        self.edits = (*self.edits, *load_edits(self, path))
 
     # --- the running body ----------------------------------------------------------------------------------------
 
