@@ -1,6 +1,7 @@
 """Edits hold in every trace of the edited model, and what cannot be an edit is refused."""
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -179,6 +180,19 @@ class TestWhereItHolds:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+
+    def test_with_the_modes_of_its_lines(self, model: LanguageModel) -> None:
+        weight = torch.ones(WIDTH, dtype=torch.float64, requires_grad=True)
+        with model.edit(inplace=True):
+            with torch.no_grad():
+                shift = weight * 2
+            model.transformer.h[1].output[0][:] += shift * model.transformer.h[0].output[0].mean()
+            with torch.no_grad():
+                model.transformer.h[2].output[0] = model.transformer.h[2].output[0] * weight
+        with model.trace(LONG):
+            logits = model.output
+        logits.sum().backward()
+        assert weight.grad is None and model.lm_head.weight.grad is not None
 
     def test_when_a_module_is_skipped(self, model: LanguageModel, theirs: Theirs) -> None:
         with model.edit(inplace=True):
@@ -426,9 +440,13 @@ class TestSteps:
                 model.transformer.h[1].output[0][:] += last
         place = theirs.block(2)
         shift = theirs.forward(LONG, read=[place])[place][:, -1:] * 0.5
-        for ids in (model.generate(LONG, max_new_tokens=N), self.in_an_invoke(model)):
-            edits = {theirs.block(1): lambda h: h + shift}
-            assert torch.equal(ids, theirs.generate(LONG, N, edits=edits, steps=[1, 2, 3])[0])
+        edits = {theirs.block(1): lambda h: h + shift}
+        expected, seen = theirs.generate(LONG, N, edits=edits, steps=[1, 2, 3], read=[place])
+        with model.generate(LONG, max_new_tokens=N) as tracer:
+            cache = tracer.cache(modules=["transformer.h.2"])
+        for (mine,), stream in zip(cache.transformer.h[2].output, seen[place], strict=True):
+            assert_close(mine, stream)
+        assert torch.equal(self.in_an_invoke(model), expected)
 
     @staticmethod
     def in_an_invoke(model: LanguageModel) -> Tensor:
@@ -569,6 +587,16 @@ class TestWhatAnEditCannotDo:
         assert repr(kept).startswith("LazyTensor(")
         with pytest.raises(TraceError, match="an edit, which computes nothing"), model.trace(SHORT):
             model.transformer.h[2].output[0][:] += kept
+
+    def test_an_error_of_the_run_names_the_line_of_the_edit(self, model: LanguageModel) -> None:
+        index = torch.tensor([99])
+        with model.edit(inplace=True):
+            model.transformer.h[1].output[0][:] += model.transformer.h[0].output[0][:, :, index]
+            line = sys._getframe().f_lineno - 1
+        with pytest.raises(IndexError) as caught, model.trace(SHORT):
+            _ = model.output.save()
+        notes = getattr(caught.value, "__notes__", [f"{__file__}:{line}"])
+        assert any(f"{__file__}:{line}" in note for note in notes)
 
     def test_an_error_in_a_trace_names_the_line_of_the_edit(self, model: LanguageModel) -> None:
         with model.edit(inplace=True):

@@ -34,6 +34,13 @@ def saved(model: LanguageModel, path: Path, family: str = "gpt2") -> LanguageMod
     return other
 
 
+def logits_of_steps(model: LanguageModel) -> Tensor:
+    """Of four tokens [step batch d_vocab]."""
+    with model.generate(LONG, max_new_tokens=4) as tracer:
+        cache = tracer.cache(modules=["lm_head"])
+    return torch.stack([logits[:, -1] for logits in cache.lm_head.output])
+
+
 def steering(model: LanguageModel, tracer: Any) -> None:
     model.transformer.h[1].output[0][:, 1:] += torch.linspace(-4, 4, WIDTH).double()
 
@@ -46,6 +53,8 @@ def steps(model: LanguageModel, tracer: Any) -> None:
         model.transformer.h[2].output[0][:] *= 0.5
     for _ in tracer.iter[1:3]:
         model.transformer.h[3].mlp.output[:] = 0
+    with tracer.iter[1:2]:
+        model.transformer.h[2].mlp.output[:] = 0
 
 
 def lens(model: LanguageModel, tracer: Any) -> None:
@@ -83,7 +92,7 @@ def test_edits_hold_where_they_are_loaded(body: Callable, tmp_path: Path) -> Non
     other = saved(model, tmp_path / "edits.safetensors")
     for prompt in ("Hello world", LONG):
         assert torch.equal(other(prompt), model(prompt))
-    assert torch.equal(other.generate(LONG, max_new_tokens=4), model.generate(LONG, max_new_tokens=4))
+    assert torch.equal(logits_of_steps(other), logits_of_steps(model))
     assert not torch.equal(other(LONG), fresh()(LONG)), "the edit makes a difference"
     assert torch.equal(saved(other, tmp_path / "again")(LONG), model(LONG)), "what was loaded can be saved"
 
@@ -225,17 +234,20 @@ class TestHostileFiles:
         """By a view of a weight, which an edit in place then changes."""
 
         def zero(data: dict) -> None:
+            rest = {"line": ["f", 1, "g"], "modes": None, "kwargs": {"dict": []}, "results": [1]}
             read = {
                 "kind": "read",
                 "hook": "blocks.1.hook_resid_post",
                 "step": 0,
                 "line": ["f", 1, "g"],
-                "results": [1],
+                "results": [0],
             }
-            view = {"kind": "do", "fn": "torch.Tensor.t", "args": {"tuple": [WEIGHT]}, "kwargs": {"dict": []}}
-            edit = {"kind": "do", "fn": "torch.Tensor.zero_", "args": {"tuple": [{"node": 2}]}, "kwargs": {"dict": []}}
-            rest = {"modes": None, "line": ["f", 1, "g"], "results": [2]}
-            data["edits"] = [[{"steps": None, "at": 0, "entries": [read, {**view, **rest}, {**edit, **rest}]}]]
+            view = {"kind": "do", "fn": "torch.Tensor.t", "args": {"tuple": [WEIGHT]}, **rest}
+            edit = {"kind": "do", "fn": "torch.Tensor.zero_", "args": {"tuple": [{"node": 1}]}, **rest}
+            add = {"kind": "do", "fn": "torch.Tensor.add_", "args": {"tuple": [{"node": 0}, {"node": 2}]}, **rest}
+            mean = {"kind": "do", "fn": "torch.Tensor.mean", "args": {"tuple": [{"node": 1}]}, **rest}
+            entries = [read, view, edit, {**mean, "results": [2]}, {**add, "results": [0]}]
+            data["edits"] = [[{"steps": None, "at": 0, "entries": entries}]]
 
         model = fresh()
         before = model.lm_head.weight.clone()
