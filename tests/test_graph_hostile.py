@@ -184,6 +184,9 @@ def first(data: dict, kind: str, fn: str | None = None) -> dict:
         (lambda d: d["prompts"][0].update(tokens=None), "prompt 0"),
         (lambda d: d["prompts"][0]["options"].update(max_new_tokens=10**9), "prompt 0"),
         (lambda d: d["prompts"][0]["options"].update(temperature="hot"), "prompt 0"),
+        (lambda d: d["prompts"][0]["options"].update(num_return_sequences=2**31), "65536 sequences"),
+        (lambda d: d["nodes"].append(call("torch.Tensor.expand", [{"node": 0}, 2**40, -1, -1, -1])), "no memory holds"),
+        (lambda d: d["nodes"].append(call("torch.Tensor.expand", [{"node": 0}, 2**62, 2**62, -1, -1])), r"%\d+"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_its_node(model: LanguageModel, stored: tuple, change: Any, said: str) -> None:
