@@ -92,7 +92,7 @@ def spots(data: Any, path: tuple = ()) -> list[tuple]:
     return [path, *(spot for key, part in inside for spot in spots(part, (*path, key)))]
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(choices=st.data())
 def test_any_change_is_read_or_refused(model: LanguageModel, stored: tuple, choices: st.DataObject) -> None:
     data, tensors = copy.deepcopy(stored[0]), stored[1]
@@ -125,7 +125,7 @@ def test_any_change_is_read_or_refused(model: LanguageModel, stored: tuple, choi
     assert all(torch.equal(p, before) for p, before in zip(model._model.parameters(), weights, strict=True))
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(text=st.text(max_size=40) | st.binary(max_size=60).map(lambda one: one.decode("latin1")))
 def test_any_text_is_refused(text: str) -> None:
     with pytest.raises(GraphError):
