@@ -135,9 +135,10 @@ def as_bytes(value: Tensor) -> Tensor:
     return value.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8)
 
 
-@pytest.mark.parametrize("name", sorted(allowed()))
-def test_a_function_is_known_by_its_name(name: str) -> None:
-    assert decode_function(encode_function(allowed()[name])) == allowed()[name]
+def test_every_function_is_known_by_its_name() -> None:
+    assert len(allowed()) > 900
+    for name, fn in allowed().items():
+        assert decode_function(encode_function(fn)) == fn, name
 
 
 def twice(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The functions that a stored graph may name: PyTorch's tensor operations, and the model's own modules by their paths.
 
-A name is looked up in a list, never imported: whoever reads a graph runs nothing that does not stand here. Left out is
-what hands out memory that is nobody's or somebody else's (`empty`, `resize_`, `set_`, `as_strided`), what reads files
-or runs code, and what edits an argument that is not its first (`batch_norm`).
+A name is looked up in a list, never imported: whoever reads a graph runs nothing that does not stand here. Left out
+is what hands out memory that is nobody's or somebody else's (`empty`, `resize_`, `set_`, `as_strided`), what reads
+files or runs code, and what edits an argument that is not its first (`batch_norm`).
 """
 
 from collections.abc import Callable

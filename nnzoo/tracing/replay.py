@@ -29,6 +29,10 @@ from nnzoo.tracing.recorder import Recorder
 from nnzoo.tracing.shapes import Shapes
 from nnzoo.tracing.stored_tensors import weight_of
 
+MOST_ROWS = 65_536  # of a prompt, with all sequences that are generated from it
+MOST_ELEMENTS = 2**40  # of a value
+MOST_PARTS = 1_000_000  # into which a value may be taken apart
+_TAKES_APART = set("unbind split split_with_sizes chunk tensor_split hsplit vsplit dsplit __reversed__".split())
 _UNKNOWN = Answer(None, (), ())  # numbers decide it
 _DIFFERENTIATE = {"outputs", "inputs", "grad_outputs", "retain_graph", "create_graph", "allow_unused"}
 _DIFFERENTIATE |= {"only_inputs", "is_grads_batched", "materialize_grads"}
@@ -120,6 +124,8 @@ class _Replay:
         self._invokes.append(invoke)
 
     def _decoder(self, prompt: PromptEntry, tokens: Tensor, mask: Tensor | None) -> Decoder:
+        if len(tokens) * _whole((prompt.options or {}).get("num_return_sequences", 1)) > MOST_ROWS:
+            raise GraphError(f"more than {MOST_ROWS} sequences of one prompt")
         options = options_for(self._model.skeleton, tokens, mask, dict(prompt.options or {}), {})
         if options != Options(**(prompt.options or {})):
             raise GraphError("its options are not as a generation settles them")
@@ -292,6 +298,8 @@ class _Replay:
             raise GraphError("it edits what it does not use")
         if any(one.meta is None for one in nodes):
             return self._unknown(fn, args, kwargs, target)
+        if name_of(fn) in _TAKES_APART and any(size > MOST_PARTS for one in nodes for size in one.meta.shape):
+            raise GraphError(f"a value with more than {MOST_PARTS} parts is taken apart")
         try:
             _check_edits(on_meta, args, kwargs, target, self._weights)
             metas = [one.meta for one in nodes]
@@ -300,6 +308,8 @@ class _Replay:
             return self._unknown(fn, args, kwargs, target)
         if not answer.leaves and target is None:
             raise GraphError("it gives no tensor")
+        if any(leaf.numel() > MOST_ELEMENTS for leaf in answer.leaves):
+            raise GraphError("it gives a tensor that no memory holds")
         return answer
 
     @staticmethod
@@ -326,6 +336,12 @@ class _Replay:
         node.differentiates = tuple(inputs)
         self._recorder.needs_grad = True
         self._answers[node] = answer
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, int) or number < 1:
+        raise GraphError(f"{number!r:.40} is no number of sequences")
+    return number
 
 
 def _metas(value: Any) -> Any:
