@@ -296,6 +296,36 @@ class TestOtherBodies:
         assert works(model, theirs)
 
 
+class TestStepsOfABlock:
+    def test_what_was_read_before_stays_of_its_step(self, model: LanguageModel, theirs: Theirs) -> None:
+        with model.generate(LONG, max_new_tokens=3) as tracer:
+            first = model.transformer.h[1].output[0]
+            with tracer.iter[:]:
+                now = model.transformer.h[1].output[0]
+                shift = nnzoo.save(now[:, -1] - first[:, -1])
+                now[:] *= 0.5
+                after = nnzoo.save(model.transformer.h[1].output[0][:, -1])
+        place = theirs.block(1)
+        _, seen = theirs.generate(LONG, 3, read=[place], edits={place: lambda h: h * 0.5}, steps=range(3))
+        lasts = [stream[:, -1] for stream in seen[place]]
+        for mine, last, changed in zip(shift, lasts, after, strict=True):
+            assert_close(changed, last)
+            before = lasts[0] * 2 if last is lasts[0] else lasts[0]  # the same memory, which the first step has edited
+            assert_close(mine + before, last * 2)
+
+    def test_sizes_are_those_of_each_step(self) -> None:
+        model, theirs = LanguageModel(speaking.folder("llama", 3)), Theirs("llama", 3)
+        with model.generate(LONG, max_new_tokens=3) as tracer:
+            with tracer.iter[:]:
+                queries = model.model.layers[1].self_attn.q_proj.output
+                batch, pos, width = queries.shape
+                heads = nnzoo.save(queries.view(batch, pos, 4, width // 4)[:, pos - 1])
+        place = "model.layers.1.self_attn.q_proj.output"
+        _, seen = theirs.generate(LONG, 3, read=[place])
+        for mine, value in zip(heads, seen[place], strict=True):
+            assert_close(mine, value[:, -1].view(1, 4, 12))
+
+
 class TestSmallThings:
     def test_a_call_without_a_body(self, model: LanguageModel, theirs: Theirs) -> None:
         out = model.trace(SHORT, trace=False)

@@ -74,7 +74,8 @@ class Steps:
             if tracer.recorder.tape is not None:
                 raise TraceError("tracer.iter over several steps inside another one's `with`")
             tracer.recorder.tape = Tape(
-                "a `with tracer.iter[...]` of several steps; write `for step in tracer.iter[...]`"
+                "a `with tracer.iter[...]` of several steps; write `for step in tracer.iter[...]`",
+                start=len(tracer.recorder.nodes),
             )
         return self._steps[0]
 

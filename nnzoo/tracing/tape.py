@@ -98,6 +98,7 @@ class Tape:
     why: str
     entries: list[Entry] = field(default_factory=list)
     kept: list["StepValues"] = field(default_factory=list)
+    start: int = 0  # the index of the first node that may be on it
 
     def did(self, fn: Callable, args: tuple, kwargs: dict, shapes: Callable | None, result: Any, modes: Any) -> Any:
         """A function was called; its result, in which sizes know that they may be others."""

@@ -178,9 +178,13 @@ class Tracer:
     def read(self, hook: str, *, ahead: int = 0) -> LazyTensor:
         """The value at a hook point, with all that was done to it so far; `ahead` is by how many steps."""
         step = self._step_of(hook, ahead)
-        lazy = self._places.read(self.scope, hook, step)
-        if self.recorder.tape is not None:
-            self.recorder.tape.entries.append(Read(hook, step, lazy._node))
+        lazy, tape = self._places.read(self.scope, hook, step), self.recorder.tape
+        if tape is None:
+            return lazy
+        if lazy._node.index < tape.start:  # what was read before the tape stays of its own step: this is another one
+            alias = self.recorder.function(Tensor.view_as, lazy._node, lazy._node)
+            alias.hook, lazy = hook, LazyTensor(alias, self.recorder)
+        tape.entries.append(Read(hook, step, lazy._node))
         return lazy
 
     def seen_as(self, lazy: LazyTensor, pattern: str) -> LazyTensor:
