@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from nnzoo.generation import Decoder, fork
+from nnzoo.generation import Decoder, Options, fork
 from nnzoo.prompts import Prompt
 from nnzoo.tracing.arguments import user_line
 from nnzoo.tracing.caching import Cache, CacheView, Modules
@@ -53,7 +53,7 @@ class Tracer:
         model: "TracedModel",
         prompt: Prompt | None = None,
         *,
-        options: dict[str, Any] | None = None,
+        options: Options | dict[str, Any] | None = None,
         grad: bool = False,
         max_batch: int | None = None,
     ) -> None:
@@ -137,8 +137,10 @@ class Tracer:
         self._edits[invoke] = [Playback(edit, self, invoke) for edit in self.model.edits]
         return invoke
 
-    def _decode(self, invoke: Invoke, options: dict[str, Any]) -> None:
-        settled = self.model.options(invoke.tokens, invoke.attention_mask, options)
+    def _decode(self, invoke: Invoke, options: Options | dict[str, Any]) -> None:
+        settled = options
+        if not isinstance(settled, Options):
+            settled = self.model.options(invoke.tokens, invoke.attention_mask, settled)
         seeded = settled.seed is not None or not settled.do_sample
         invoke.decoder = Decoder(
             settled,
