@@ -160,7 +160,9 @@ class Tracer:
         if self._drawing is None:
             self._drawing = invoke
         else:
-            generator.manual_seed(int(torch.randint(2**62, (), generator=generator)) + invoke.index)
+            generator.manual_seed(
+                int(torch.randint(2**62, (), generator=generator, device=generator.device)) + invoke.index
+            )
         return generator
 
     def generate(self, options: dict[str, Any]) -> LazyTensor:
