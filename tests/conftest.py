@@ -16,7 +16,7 @@ install_import_hook("nnzoo", "beartype.beartype")  # before anything imports nnz
 
 settings.register_profile("nnzoo", deadline=None, derandomize=True)
 settings.load_profile("nnzoo")
-torch.set_num_threads(min(2, torch.get_num_threads()))  # the models are tiny: more threads only wait for each other
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other, and for whoever has the cores
 
 
 @pytest.fixture(autouse=True)

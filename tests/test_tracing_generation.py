@@ -173,3 +173,17 @@ def test_a_list_of_steps_ends_where_the_text_ends() -> None:
             tokens = model.lm_head.output[0, -1].argmax().save()
         ids = tracer.result
     assert [int(token) for token in tokens] == ids[0, -3:].tolist(), "Paris, full stop, end of text"
+
+
+def test_a_traced_generation_draws_what_a_plain_one_draws_and_torch_goes_on() -> None:
+    model = LanguageModel(folder("gpt2", "default"))
+    tokens = prompt(1, 5)
+    torch.manual_seed(5)
+    expected = [model.generate(tokens, max_new_tokens=6, do_sample=True).clone() for _ in range(2)]
+    torch.manual_seed(5)
+    found = []
+    for _ in expected:
+        with model.generate(tokens, max_new_tokens=6, do_sample=True) as tracer:
+            found.append(tracer.result)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not torch.equal(*expected), "the second draws other numbers"

@@ -66,6 +66,11 @@ class Decoder:
         return self._chosen[0]
 
     @property
+    def generator(self) -> torch.Generator | None:
+        """What tokens are drawn from; None: torch's global generator, or nothing is drawn."""
+        return self._generator
+
+    @property
     def may_end_early(self) -> bool:
         """Whether the text may end before max_new_tokens."""
         least = self.options.min_new_tokens >= self.options.max_new_tokens

@@ -1,14 +1,19 @@
 """How tokens are chosen: the options of transformers' `generate`, checked."""
 
+import os
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import jaxtyping
+
 from nnzoo.architectures.attention import ContextLengthError
 from nnzoo.generation.checks import check_all, is_count
 from nnzoo.generation.refusals import OptionError, check_names, refuse
 
+_INSIDE = (os.path.dirname(os.path.dirname(__file__)), os.path.dirname(jaxtyping.__file__), "<@beartype")
 DEFAULT_NEW_TOKENS = 20  # transformers' own, where nobody says how many
 LENGTHS = frozenset({"max_length", "max_new_tokens", "min_length", "min_new_tokens"})
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -215,5 +220,8 @@ def _warn_of_greed(asked: Mapping[str, Any], options: Options) -> None:
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the line that calls `LanguageModel.generate`."""
-    warnings.warn(message, stacklevel=8)
+    """A UserWarning at the user's line, which is the first outside of the package (and of what checks its types)."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level + 1)

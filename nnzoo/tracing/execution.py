@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nnzoo.generation import Decoder
 from nnzoo.tracing.gradients import Backward
-from nnzoo.tracing.graph import Call, Given, Node, Put, Stage
+from nnzoo.tracing.graph import Call, Given, Invoke, Node, Put, Stage
 from nnzoo.tracing.modes import restored
 from nnzoo.tracing.plan import Plan, plan
 from nnzoo.tracing.recorder import Recorder
@@ -39,6 +40,7 @@ class Execution:
     def __init__(self, model: "TracedModel", shapes: Shapes, max_batch: int | None) -> None:
         self._model, self._shapes, self._max_batch = model, shapes, max_batch
         self._stopped: Stopped | None = None
+        self.decoders: dict[Invoke, Decoder] = {}  # as the last pass left them
 
     def look(self, recorder: Recorder, roots: list[Node]) -> dict[Node, Any]:
         """The values of some nodes, of a pass that may go on later."""
@@ -74,6 +76,7 @@ class Execution:
         for one in todo.passes:
             walk = stopped.walk if stopped is not None else self._walk(one.invokes)
             walk.go(run, one.stages)
+            self.decoders |= walk.decoders
         if len(todo.passes) == 1 and not recorder.needs_grad:
             self._stopped = Stopped(run, walk, len(recorder.nodes))
         return {root: run.values[root] for root in roots if root in run.values}

@@ -1,6 +1,6 @@
 """A scan: a body without a pass. What it holds are shapes and dtypes, and meta tensors afterwards."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 class Unexecuted:
     """Stands where a trace has its execution: no weight is read and nothing computed."""
+
+    decoders: ClassVar[dict] = {}  # nothing is drawn
 
     def look(self, recorder: Recorder, roots: list[Node]) -> dict[Node, Any]:
         """Numbers are not there. Raises TraceError."""

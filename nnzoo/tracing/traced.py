@@ -77,31 +77,27 @@ class TracedModel(WholeModel):
             if args or given or streamer is not None:
                 raise TraceError("generate() inside a trace takes options only: the prompt is the trace's")
             return self._tracer.get().generate(kwargs)  # type: ignore[union-attr]  # it was there a line ago
-        prompt = self.prepare(*args, **given) if args or given else None
-        if prompt is not None:
-            self.options(prompt.tokens, prompt.attention_mask, kwargs)  # what is wrong is said here
-        numbers = fork(self.device)
-        open_trace = partial(Tracer, self, prompt, options=kwargs)
-        make = partial(self._generate, prompt, kwargs, tokenizer, streamer, numbers)
-        return make() if streamer is not None else Generated(make, open_trace)
+        if not args and not given:
+            return Generated(_without_prompt, partial(Tracer, self, options=kwargs))
+        prompt = self.prepare(*args, **given)
+        options = self.options(prompt.tokens, prompt.attention_mask, kwargs)  # what is wrong is said at this line
+        if options.stop_strings and tokenizer is None:
+            tokenizer = self.tokenizer
+        make = partial(self._generate, prompt, options, tokenizer, streamer, fork(self.device))
+        return make() if streamer is not None else Generated(make, partial(Tracer, self, prompt, options=options))
 
     def _generate(
-        self, prompt: Prompt | None, asked: dict[str, Any], tokenizer: Any, streamer: Any, numbers: torch.Generator
+        self, prompt: Prompt, options: Options, tokenizer: Any, streamer: Any, numbers: torch.Generator
     ) -> Int[Tensor, "batch total"]:
         """The ids, by the fast loop where no edit and no embedding has a say."""
-        if prompt is None:
-            raise TraceError("generate() takes a prompt, unless `with tracer.invoke(prompt):` gives it one")
         if self.edits or prompt.embeds is not None:
-            with Tracer(self, prompt, options=asked) as tracer:
+            with Tracer(self, prompt, options=options) as tracer:
                 ids = tracer.result.save()
             if streamer is not None:  # it hears of all tokens when they are there
                 (invoke,) = tracer.invokes
                 stream(ids[:, invoke.n_pos :].unbind(1), invoke.tokens, streamer)
             return ids
-        options = self.options(prompt.tokens, prompt.attention_mask, asked)
         drawn = None if options.seed is not None or not options.do_sample else numbers
-        if options.stop_strings and tokenizer is None:
-            tokenizer = self.tokenizer
         decoder = Decoder(options, prompt.tokens, prompt.attention_mask, tokenizer=tokenizer, generator=drawn)
         with self.lock:
             stream(steps(self._model, decoder), decoder.tokens, streamer)
@@ -247,3 +243,7 @@ class TracedModel(WholeModel):
 def _refuse_remote(remote: bool) -> None:
     if remote:
         raise ValueError("remote=True needs a server to send the trace to, and this version has none")
+
+
+def _without_prompt() -> Tensor:
+    raise TraceError("generate() takes a prompt, unless `with tracer.invoke(prompt):` gives it one")

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from nnzoo.generation import Decoder, fork
+from nnzoo.generation import Decoder, Options, adopt, fork
 from nnzoo.prompts import Prompt
 from nnzoo.tracing.arguments import user_line
 from nnzoo.tracing.caching import Cache, CacheView, Modules
@@ -53,7 +53,7 @@ class Tracer:
         model: "TracedModel",
         prompt: Prompt | None = None,
         *,
-        options: dict[str, Any] | None = None,
+        options: Options | dict[str, Any] | None = None,
         grad: bool = False,
         max_batch: int | None = None,
     ) -> None:
@@ -69,6 +69,7 @@ class Tracer:
         self._places = Places(self.recorder, self._shapes, model.skeleton.hook_points)
         self._scope: list[Invoke] = []  # whose rows the body speaks of
         self._prompt = prompt
+        self._drawing: Invoke | None = None  # the first prompt whose tokens are drawn from torch's generator
         self.ahead: dict[str, int] = {}  # by how many steps `.next()` has moved a module on
         self._at_the_end: list[Callable[[], None]] = []
         self._edits: dict[Invoke, list[Playback]] = {}
@@ -113,6 +114,8 @@ class Tracer:
             with_graph = self._grad or not self.gradients.any
             values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
             fill_in(lazies, values, with_graph=with_graph)
+            if self._drawing in self._execution.decoders:
+                adopt(self._execution.decoders[self._drawing].generator)  # torch's goes on from where this one stands
         for steps in self.recorder.lists:  # the text may have ended before the last of them
             steps[:] = [value for value in steps if not isinstance(value, LazyTensor)]
 
@@ -137,17 +140,30 @@ class Tracer:
         self._edits[invoke] = [Playback(edit, self, invoke) for edit in self.model.edits]
         return invoke
 
-    def _decode(self, invoke: Invoke, options: dict[str, Any]) -> None:
-        settled = self.model.options(invoke.tokens, invoke.attention_mask, options)
+    def _decode(self, invoke: Invoke, options: Options | dict[str, Any]) -> None:
+        settled = options
+        if not isinstance(settled, Options):
+            settled = self.model.options(invoke.tokens, invoke.attention_mask, settled)
         seeded = settled.seed is not None or not settled.do_sample
         invoke.decoder = Decoder(
             settled,
             invoke.tokens,
             invoke.attention_mask,
             tokenizer=self.model.tokenizer if settled.stop_strings else None,
-            generator=None if seeded else fork(self.model.device),
+            generator=None if seeded else self._numbers(invoke),
         )
         invoke.tokens, invoke.attention_mask = invoke.decoder.tokens, invoke.decoder.attention_mask
+
+    def _numbers(self, invoke: Invoke) -> torch.Generator:
+        """What a prompt's tokens are drawn from: what torch would draw next, and for further prompts other numbers."""
+        generator = fork(self.model.device)
+        if self._drawing is None:
+            self._drawing = invoke
+        else:
+            generator.manual_seed(
+                int(torch.randint(2**62, (), generator=generator, device=generator.device)) + invoke.index
+            )
+        return generator
 
     def generate(self, options: dict[str, Any]) -> LazyTensor:
         """Let the prompts that the body speaks of be generated from; what was edited so far holds in the first pass.

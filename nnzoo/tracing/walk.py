@@ -39,8 +39,8 @@ class Walk:
         self._x: Any = None  # what goes into it
         self._left: Any = None  # what left it, where the pass stopped as it did
         self._span: Any = None
-        self._decoders = {i: i.decoder.copy() for i in invokes if i.decoder is not None}
-        self._cache = model.new_cache() if self._decoders else None
+        self.decoders = {i: i.decoder.copy() for i in invokes if i.decoder is not None}
+        self._cache = model.new_cache() if self.decoders else None
         self._hooks_at: dict[int, list[str]] = {}  # of each step, where somebody listens
         self._hooks = list(order)
         self._busy = False
@@ -87,7 +87,7 @@ class Walk:
             if Stage(self.step - 1, self._choice) >= self._last:
                 return
         if self._last == END:
-            for invoke, decoder in self._decoders.items():
+            for invoke, decoder in self.decoders.items():
                 self._give(Result, invoke, END, decoder.ids)
             self._run.run_all(self._stages[END])
 
@@ -119,13 +119,13 @@ class Walk:
 
     @property
     def _ended(self) -> bool:
-        return bool(self._decoders) and all(decoder.done for decoder in self._decoders.values())
+        return bool(self.decoders) and all(decoder.done for decoder in self.decoders.values())
 
     def _choose(self, logits: Tensor) -> None:
         """Let every prompt choose its next token: the step is over."""
         chosen = []
         for rows, invoke in self.batch.rows:
-            decoder = self._decoders.get(invoke)
+            decoder = self.decoders.get(invoke)
             if decoder is None:
                 chosen.append(invoke.tokens[:, -1])  # this one has no more steps, and goes along
                 continue
