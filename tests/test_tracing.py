@@ -378,6 +378,12 @@ class TestCost:
         score.backward()
         assert probe.grad is not None
 
+    def test_no_graph_is_kept_where_the_user_wants_none(self, model: LanguageModel) -> None:
+        probe = torch.rand(48, requires_grad=True, dtype=torch.float64)
+        with torch.no_grad(), model.trace(TOKENS):
+            score = (model.transformer.h[1].output[0] @ probe).sum()
+        assert not score.requires_grad
+
     def test_a_trace_lets_go_of_the_tensors_it_was_given(self, model: LanguageModel) -> None:
         weight = torch.rand(48, 7).double()
         gc.collect()

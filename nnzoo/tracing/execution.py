@@ -31,7 +31,6 @@ class Stopped:
 
     run: Run
     walk: Walk
-    n_nodes: int  # recorded before it
 
 
 class Execution:
@@ -58,7 +57,8 @@ class Execution:
 
     @contextmanager
     def _ready(self, recorder: Recorder) -> Iterator[None]:
-        with self._model.lock, restored(recorder.modes), torch.set_grad_enabled(recorder.needs_grad):
+        grad = recorder.needs_grad and recorder.modes.grad
+        with self._model.lock, restored(recorder.modes), torch.set_grad_enabled(grad):
             yield
 
     def _run(
@@ -78,7 +78,7 @@ class Execution:
             walk.go(run, one.stages)
             self.decoders |= walk.decoders
         if len(todo.passes) == 1 and not recorder.needs_grad:
-            self._stopped = Stopped(run, walk, len(recorder.nodes))
+            self._stopped = Stopped(run, walk)
         return {root: run.values[root] for root in roots if root in run.values}
 
     def _walk(self, invokes: list) -> Walk:

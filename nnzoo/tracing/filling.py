@@ -29,8 +29,8 @@ def fill_in(lazies: list[LazyTensor], values: dict[Node, Any], *, with_graph: bo
         node = lazy._node
         if node not in values:
             continue  # of a step that was not made: using it says so
+        alias = _alias(values[node], sharing, node, saved=node in lazy._recorder.saved, with_graph=with_graph)
         try:
-            alias = _alias(values[node], sharing, node, saved=node in lazy._recorder.saved, with_graph=with_graph)
             torch.utils.swap_tensors(lazy, alias)
         except RuntimeError:  # PyTorch swaps no tensor that somebody has a weak reference to
             refused.append(f"{lazy!r}, made at {node.line}")

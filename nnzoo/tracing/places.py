@@ -12,7 +12,7 @@ from nnzoo.architectures.shape_errors import explain
 from nnzoo.tracing.arguments import to_meta
 from nnzoo.tracing.graph import Arrive, Invoke, Node, Place, Put, Stage, Storage
 from nnzoo.tracing.lazy import LazyTensor
-from nnzoo.tracing.recorder import Recorder
+from nnzoo.tracing.recorder import Recorder, TraceError
 from nnzoo.tracing.shapes import Shapes
 
 GROWING = {"pos", "query", "key", "key_pos"}  # axes on which prompts of a batch are padded, on the left
@@ -134,6 +134,11 @@ class Places:
         """From here on, what is written into the whole is written into the prompts' values too."""
 
         def pass_on(write: Node) -> None:
+            if self._wholes[hook, step] != (self._version(invokes, hook, step), whole):
+                raise TraceError(
+                    f"this value of the whole batch at {hook} was read before a prompt's own value there changed, and "
+                    "writing it would undo that: read it again"
+                )
             for rows, invoke in self._rows(invokes):
                 piece = self._current(invoke, hook, step)
                 part = self._part(whole, rows, piece.meta, hook)

@@ -14,10 +14,6 @@ class Pass:
     invokes: list[Invoke]
     stages: dict[Stage, list[Node]] = field(default_factory=dict)
 
-    @property
-    def last(self) -> Stage:
-        return max(self.stages)
-
 
 @dataclass(eq=False)
 class Plan:

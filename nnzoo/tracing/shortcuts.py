@@ -21,7 +21,7 @@ def unneeded_blocks(walk: "Walk", stages: dict[Stage, list[Node]]) -> set[int]:
     n_layers = len(walk.model.blocks)
     starts = [walk.order[f"blocks.{k}.hook_resid_pre"] for k in range(n_layers)]
     ends = [walk.order[f"blocks.{k}.hook_resid_post"] for k in range(n_layers)]
-    orders = sorted(stage.order for stage in stages if stage.step == walk.step)
+    orders = [stage.order for stage in stages if stage.step == walk.step]
     unneeded: set[int] = set()
     replaced = False
     for layer in reversed(range(n_layers)):

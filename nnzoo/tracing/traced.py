@@ -148,8 +148,8 @@ class TracedModel(WholeModel):
 
         The edited model is a copy that shares the weights, and this one stays as it is; with `inplace=True` it is
         changed itself, and the `with` binds the tracer. Edits add up, in order. The body is recorded once, for a prompt
-        of 7 tokens, and done again for each prompt: shapes that it reads as numbers are those of the 7 tokens, and
-        Python's `if` and random tensors are decided once. It can look at no number. What stands in
+        of 7 tokens, and done again for each prompt: sizes that it reads follow the prompt, but Python's loops over
+        them, `if`s and random tensors are decided once. It can look at no number. What stands in
         `for _ in edited.tracer.iter[:]` holds at every step of a generation, all else in the first pass.
 
         >>> from nnzoo import LanguageModel
@@ -228,15 +228,15 @@ class TracedModel(WholeModel):
 
     @property
     def _reader(self) -> Reader:
-        pad = self._checkpoint.origin.generation.get("pad_token_id")
+        skeleton, pad = self.skeleton, self._checkpoint.origin.generation.get("pad_token_id")
         return Reader(
             tokenizer=lambda: self.tokenizer,
-            d_vocab=self.config.d_vocab,
-            d_model=self.config.d_model,
-            max_tokens=self.skeleton.max_tokens,
-            dtype=self.skeleton.dtype,
+            d_vocab=skeleton.config.d_vocab,
+            d_model=skeleton.config.d_model,
+            max_tokens=skeleton.max_tokens,
+            dtype=skeleton.dtype,
             device=self.device,
-            pad_id=pad if isinstance(pad, int) and 0 <= pad < self.config.d_vocab else 0,
+            pad_id=pad if isinstance(pad, int) and 0 <= pad < skeleton.config.d_vocab else 0,
         )
 
 
