@@ -16,11 +16,15 @@ layer
 """
 
 from nnzoo.analysis.attribution import attribute_logits
+from nnzoo.analysis.causal_tracing import causal_trace
+from nnzoo.analysis.edges import attribute_edges
+from nnzoo.analysis.gradients import attribute_patches, integrated_gradients
 from nnzoo.analysis.heads import detect_heads, induction_scores, repeated_tokens
 from nnzoo.analysis.lens import Lens, logit_lens
 from nnzoo.analysis.losses import token_losses
 from nnzoo.analysis.metrics import Logit, Probability
 from nnzoo.analysis.patching import patch_activations
+from nnzoo.analysis.paths import patch_paths
 from nnzoo.analysis.results import Axis, Effects, Entry, Result
 
 __all__ = [
@@ -31,11 +35,16 @@ __all__ = [
     "Logit",
     "Probability",
     "Result",
+    "attribute_edges",
     "attribute_logits",
+    "attribute_patches",
+    "causal_trace",
     "detect_heads",
     "induction_scores",
+    "integrated_gradients",
     "logit_lens",
     "patch_activations",
+    "patch_paths",
     "repeated_tokens",
     "token_losses",
 ]
