@@ -80,13 +80,19 @@ def jobs_of(peers: Sequence[Peer], work: str, size: Size, folder: Path, shape: t
 def all_peers() -> list[Peer]:
     """Those that we know how to run."""
     return [
-        Peer("nnsight", "nnsight", "in_nnsight.py", ("trace", "stopped trace", "generate"), ("gpt2", "llama")),
+        Peer(
+            "nnsight",
+            "nnsight",
+            "in_nnsight.py",
+            ("trace", "stopped trace", "generate", "patching"),
+            ("gpt2", "llama"),
+        ),
         # 3 is the last with HookedTransformer, a model of its own
         Peer(
             "TransformerLens",
             "transformer-lens<4",
             "in_transformer_lens.py",
-            ("forward", "cache", "generate"),
+            ("forward", "cache", "generate", "patching"),
             ("gpt2",),
         ),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ceilings, forward, generating, starting, tracing
+from benchmarks import ceilings, forward, generating, patching, starting, tracing
 from benchmarks.folders import MINIATURES, SIZES, Size, default_home
 from benchmarks.measure import ENOUGH, ONCE, Effort
 from benchmarks.peers import Peer, all_peers
@@ -24,6 +24,7 @@ PER_SIZE: dict[str, Callable[..., list[Row]]] = {
     "cache": forward.cached,
     "trace": tracing.rows,
     "generate": generating.rows,
+    "patching": patching.rows,
 }
 SUBJECTS = ["machine", *PER_SIZE, "loading", "import"]
 

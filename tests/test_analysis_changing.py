@@ -199,7 +199,7 @@ def test_probes_are_tested_on_prompts_that_they_never_saw():
     with pytest.raises(ValueError, match="200 prompts, 2 labels"):
         probe_layers(model, numbers, [0, 1])
     with pytest.raises(ValueError, match="0 prompts to test on"):
-        probe_layers(model, numbers, [0] * 200, held_out=0)
+        probe_layers(model, numbers, [0] * 200, held_out=0.0)
 
 
 # --- circuits ---------------------------------------------------------------------------------------------------------

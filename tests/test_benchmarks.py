@@ -16,6 +16,7 @@ SECTIONS = {
     "Forward pass with a full cache": 2 * (2 + 1),
     "Trace that saves the middle layer": 2 + 1,
     "Greedy generation": 2,
+    "Patching all layers and positions": 2,
     "Loading a checkpoint": 3,
     "Importing": 1,
 }
