@@ -1,4 +1,4 @@
-"""TransformerLens's side: forward, cache, generation, patching, of a GPT-2 with random weights of the folder's sizes."""
+"""TransformerLens's side: forward, cache, generation, patching of a GPT-2 with random weights of the folder's sizes."""
 
 import json
 import os
