@@ -56,14 +56,6 @@ def user_line() -> Line:
     return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
-def in_custom_function() -> bool:
-    """Whether the line is part of the forward of a torch.autograd.Function."""
-    code, frame = torch.autograd.Function.apply.__func__.__code__, sys._getframe(1)  # type: ignore[attr-defined]
-    while frame.f_back is not None and frame.f_code is not code:
-        frame = frame.f_back
-    return frame.f_code is code
-
-
 def edited(name: str, args: tuple, kwargs: dict) -> Tensor | None:
     """The tensor that a function changes in place."""
     if kwargs.get("out") is not None:

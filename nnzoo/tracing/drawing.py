@@ -1,7 +1,6 @@
 """Random numbers of recorded calls: drawn at their line, once, whatever runs how often afterwards."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor

@@ -5,8 +5,8 @@ which pass, and is tied to the writes that it must see. An operation that needs 
 """
 
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from nnzoo.tracing.arguments import (
     with_nodes,
     without_masks,
 )
+from nnzoo.tracing.custom import CustomFunctions
 from nnzoo.tracing.drawing import draw
 from nnzoo.tracing.graph import Call, Node, Pick, Put, Storage
 from nnzoo.tracing.infer import Answer, NeedsValues, infer, map_tensors, moves
@@ -69,6 +70,7 @@ class Recorder(Writer):
         self.differentiated: set[Node] = set()  # nodes whose gradient the body wants kept
         self.tape: Tape | None = None  # what is done goes on it too
         self._answering = False
+        self._functions = CustomFunctions()
         self.special: dict[str, Callable[[Callable, tuple, dict], Any]] = {}  # names that others answer: gradients
 
     # --- operations ----------------------------------------------------------------------------------------------
@@ -79,6 +81,14 @@ class Recorder(Writer):
         `shapes` is a function that answers on the meta device for one that cannot.
         """
         self.check_open()
+        if self.modes.grad and not torch.is_grad_enabled():  # as it is in the forward of an autograd.Function
+            application = self._functions.running(self)
+            if application is not None:
+                return application.record(fn, args, kwargs, shapes)
+        return self.do(fn, args, kwargs, shapes)
+
+    def do(self, fn: Callable, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:
+        """Record a function by itself, wherever its line is."""
         if kwargs.get("out") is not None and lazies(kwargs["out"]):
             return self._into(fn, args, kwargs, shapes)
         if name_of(fn) in _TURNS:
@@ -90,13 +100,23 @@ class Recorder(Writer):
             return self.record(view, (one, other.shape), {}) if isinstance(one, LazyTensor) else view(one, other.shape)
         if self.tape is None or self._answering:
             return self._answer(fn, args, kwargs, shapes)
-        self._answering = True  # what the answer is made of is no entry of its own
-        try:
+        with self.off_tape():  # what the answer is made of is no entry of its own
             result = self._answer(fn, map_lengths(int, args), map_lengths(int, kwargs), shapes)
-        finally:
-            self._answering = False
         modes = Modes.now(self.device.type)
         return self.tape.did(fn, args, kwargs, shapes, result, None if modes == self.modes else modes)
+
+    @contextmanager
+    def off_tape(self) -> Iterator[None]:
+        """Inside the `with`, what is done is part of something that is on the tape itself."""
+        answering, self._answering = self._answering, True
+        try:
+            yield
+        finally:
+            self._answering = answering
+
+    def settle_functions(self) -> None:
+        """The body is over, and with it all forwards of autograd.Functions."""
+        self._functions.settle(self)
 
     def _into(self, fn: Callable, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:
         """A function whose results are written into traced values, `out=`."""
@@ -251,6 +271,11 @@ class Recorder(Writer):
             ]
         )
         return map_tensors(lambda _: LazyTensor(next(picks), self), answer.result)
+
+    def close(self) -> None:
+        """The body is over: what was recorded stays, to be printed, but lets go of the tensors that it was given."""
+        self.open, self.special, self._functions = False, {}, CustomFunctions()
+        self.let_go()
 
     def check_ours(self, lazy: LazyTensor) -> None:
         """Raise TraceError for a value of another trace."""

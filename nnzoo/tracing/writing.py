@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnzoo.tracing.arguments import Gone, in_custom_function, operands, user_line
+from nnzoo.tracing.arguments import Gone, operands, user_line
 from nnzoo.tracing.graph import (
     END,
     NOTHING,
@@ -48,7 +48,7 @@ class Writer:
         self.given: list[Call] = []  # nodes that hold tensors
         self.keeps_tensors = False  # somebody asked for the graph, and may store it
         self.needs_grad = False
-        self.custom: Line | None = None  # inside an autograd.Function, whose backward no node knows
+        self.custom: Line | None = None  # an autograd.Function, whose own backward no node knows
 
     def call(
         self,
@@ -70,8 +70,6 @@ class Writer:
         aliased = next((a for a in answer.aliases if a is not None), None)
         storage = Storage() if aliased is None else inputs[aliased].storage
         modes = Modes.now(self.device.type)
-        if self.custom is None and self.modes.grad and not modes.grad and in_custom_function():
-            self.custom = user_line()
         node = self.add(
             Call,
             inputs,
@@ -163,9 +161,8 @@ class Writer:
         name = next((hook for hook, order in self.order.items() if order == stage.order), "the chosen token")
         return name if stage.step == 0 else f"{name} at step {stage.step}"
 
-    def close(self) -> None:
-        """The body is over: what was recorded stays, to be printed, but lets go of the tensors that it was given."""
-        self.open, self.special = False, {}
+    def let_go(self) -> None:
+        """Nodes let go of the tensors that they were given, unless the graph may be stored."""
         for call in self.given if not self.keeps_tensors else ():
             call.args, call.kwargs = map_tensors(Gone, call.args), call.kwargs and map_tensors(Gone, call.kwargs)
             call.versions, call.changes, call.random = (), (), None
