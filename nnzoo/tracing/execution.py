@@ -45,6 +45,14 @@ class Execution:
         """The values of some nodes, of a pass that may go on later."""
         alive = [lazy._node for ref in recorder.alive if (lazy := ref()) is not None]
         near = [node for node in alive if _within(node, roots)]  # they will be asked for, and a pass is there already
+        try:
+            return self._look(recorder, roots, near)
+        except Exception:
+            if set(near) <= set(roots):
+                raise
+        return self._look(recorder, roots, [])  # the error of a neighbour comes when that one is asked for
+
+    def _look(self, recorder: Recorder, roots: list[Node], near: list[Node]) -> dict[Node, Any]:
         with self._ready(recorder), _nothing_changed(recorder, self._model._model):
             return self._run(recorder, roots, near)
 
