@@ -38,6 +38,8 @@ def to_meta(t: Tensor) -> Tensor:
 def name_of(fn: Any) -> str:
     """A function's name; for the getter of a tensor's attribute, the attribute's."""
     name = getattr(fn, "__name__", "")
+    if isinstance(fn, torch._ops.OpOverload):
+        return name.partition(".")[0]
     return fn.__self__.__name__ if name in ("__get__", "__set__") else name
 
 
