@@ -45,7 +45,7 @@ class LazyTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub forgets that it is a class method
-        cls, fn: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        cls, fn: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         lazy = first_lazy((args, kwargs))
         if lazy is not None and _in_transform():
