@@ -33,9 +33,6 @@ LATEST = sys.maxsize
 END = Stage(LATEST, 0)  # the pass is over, the last step of a generation included
 AFTER = Stage(LATEST, 1)  # then come the backward passes
 
-Needs = Mapping["Invoke", Stage]
-NOTHING: Needs = {}
-
 
 @dataclass(eq=False, repr=False)
 class Invoke:
@@ -59,6 +56,10 @@ class Invoke:
 
     def __str__(self) -> str:
         return f"invoke {self.index}"
+
+
+Needs = Mapping[Invoke, Stage]
+NOTHING: Needs = {}
 
 
 @dataclass(eq=False, repr=False)
