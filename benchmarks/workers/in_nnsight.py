@@ -1,4 +1,4 @@
-"""nnsight's side: a trace that saves the middle layer, generation, and patching in a loop."""
+"""nnsight's side: a trace that saves the middle layer, of one prompt or of many; generation; patching in a loop."""
 
 from functools import cache
 
@@ -31,6 +31,20 @@ def stopped_trace(folder, tokens):
             hidden = block.output.save()
             tracer.stop()
         return hidden
+
+    return work
+
+
+def invokes(folder, tokens):
+    model, block = model_of(folder), middle(folder)
+
+    def work():
+        saved = []
+        with torch.no_grad(), model.trace() as tracer:
+            for row in tokens:
+                with tracer.invoke(row[None]):
+                    saved.append(block.output.save())
+        return saved
 
     return work
 
@@ -77,4 +91,12 @@ def generate(folder, tokens):
     return work
 
 
-serve({"trace": trace, "stopped trace": stopped_trace, "generate": generate, "patching": patching})
+serve(
+    {
+        "trace": trace,
+        "stopped trace": stopped_trace,
+        "invokes": invokes,
+        "generate": generate,
+        "patching": patching,
+    }
+)
