@@ -59,10 +59,10 @@ def accuracy(model, tokens):
 
 
 @cache
-def facts(family, n=6):
+def facts(family, n=4):
     """Fact prompts that the model knows, with the positions of their subject."""
     model, found = model_of(family), []
-    for prompt in held_out("facts", 60):
+    for prompt in held_out("facts", 30):
         clean, corrupted = (model._model.to_tokens(text)[0] for text in (prompt.text, prompt.corrupted))
         subject = (clean != corrupted).nonzero()[:, 0].tolist()
         right = model(prompt.text)[0, -1].softmax(dim=-1)[model._model.to_single_token(prompt.answer)] > 0.9
@@ -71,7 +71,7 @@ def facts(family, n=6):
     return found[:n]
 
 
-def indirect(n=8):
+def indirect(n=5):
     return [prompt for prompt in held_out("ioi", 40) if prompt.text.startswith("When")][:n]
 
 
@@ -160,7 +160,7 @@ def test_few_heads_write_the_name(model):
 
 
 def test_gradients_point_at_the_places_that_patching_finds(model):
-    for prompt in indirect(4):
+    for prompt in indirect(3):
         names = (prompt.answer, prompt.wrong_answer)
         arguments = (model, prompt.corrupted, prompt.text, names)
         patched = patch_activations(*arguments, at="resid_pre").change
@@ -189,10 +189,10 @@ def test_the_lens_sharpens_with_depth(model, task):
 def test_a_fact_is_recalled_early_at_its_subject_and_late_at_the_last_token(model):
     family = model._model.__class__.__name__.lower()
     known = facts(family)
-    assert len(known) == 6
+    assert len(known) == 4
     early, late, elsewhere = [], [], []
     for prompt, subject in known:
-        traced = causal_trace(model, prompt.text, subject, prompt.answer, samples=6).restored.values
+        traced = causal_trace(model, prompt.text, subject, prompt.answer, samples=4).restored.values
         n = traced.shape[1]
         early.append(traced[0, subject[0] :].max())
         late.append(traced[1:, -1].min())
@@ -207,7 +207,7 @@ def test_attention_brings_a_fact_to_the_last_token_where_tracing_says(model):
     """The state of the last token holds the fact after block 1: attention has brought most of it by then."""
     family = model._model.__class__.__name__.lower()
     brought = torch.stack([
-        causal_trace(model, prompt.text, subject, prompt.answer, at="attn_out", samples=6).restored.values[:, -1]
+        causal_trace(model, prompt.text, subject, prompt.answer, at="attn_out", samples=4).restored.values[:, -1]
         for prompt, subject in facts(family)
     ]).mean(dim=0)  # fmt: skip
     assert brought[:2].max() > 0.5 and brought[:2].max() > 2 * brought[2:].max()
@@ -221,7 +221,7 @@ def test_attention_brings_a_fact_to_the_last_token_where_tracing_says(model):
 def test_another_fact_is_told_where_tracing_says_that_this_one_is_recalled(model):
     """Blur and restore, or exchange with another subject's run: both find the same place in each layer."""
     for prompt, subject in facts(model._model.__class__.__name__.lower()):
-        traced = causal_trace(model, prompt.text, subject, prompt.answer, samples=6).restored.values
+        traced = causal_trace(model, prompt.text, subject, prompt.answer, samples=4).restored.values
         names = (prompt.answer, prompt.wrong_answer)
         swapped = patch_activations(model, prompt.corrupted, prompt.text, names, at="resid_post").restored.values
         assert torch.equal(traced[1:].argmax(dim=1), swapped[1:].argmax(dim=1))

@@ -17,7 +17,7 @@ TOLERANCE = {"gpt2": 1e-10, "llama": 1e-6, "mistral": 1e-6}
 SITES = [
     ("resid_pre", None), ("resid_mid", "pos"), ("resid_post", "pos"), ("attn_out", "pos"), ("mlp_out", "pos"),
     ("z", None), ("z", "pos head"), ("q", "head"), ("k", "head pos"), ("v", "head"), ("pattern", "head"),
-    ("pattern", "head query"), ("attn_scores", "head key"), ("post", "d_mlp"), ("result", "head"), ("mlp_out", ""),
+    ("attn_scores", "head key"), ("post", "d_mlp"), ("result", "head"), ("mlp_out", ""),
 ]  # fmt: skip
 
 
