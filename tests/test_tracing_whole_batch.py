@@ -230,9 +230,11 @@ def _generated(model: LanguageModel, first: Tensor, second: Tensor, ends: int, *
                 for _ in tracer.iter[2:5] if one is second and not whole else ():
                     tracer.read(PLACE)[:] *= -1
         with tracer.invoke():
-            seen = [tracer.read(PLACE) for _ in tracer.iter[2:5] if whole]
-            for value in seen:
-                value *= -1
+            seen = []
+            for step in tracer.iter[2:5] if whole else ():
+                seen.append(tracer.read(PLACE))
+                tracer._places.read(tracer.invokes[:1], PLACE, step).mul_(2)  # it is not there, and changes nothing
+                seen[-1].mul_(-1)
     assert all((value[0] == 0).all() and not (value[1] == 0).any() for value in seen)
     return ids
 

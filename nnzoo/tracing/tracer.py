@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from einops import rearrange
@@ -18,7 +18,7 @@ from nnzoo.tracing.filling import fill_in, held
 from nnzoo.tracing.gradients import Gradients
 from nnzoo.tracing.graph import END, LOGITS, Chosen, Invoke, Node, Result, Stage
 from nnzoo.tracing.graph_object import Graph
-from nnzoo.tracing.invoking import InvokeBody
+from nnzoo.tracing.invoking import InvokeBody, Stop
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.places import Places, View
 from nnzoo.tracing.recorder import Recorder, TraceError
@@ -88,14 +88,15 @@ class Tracer:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool:
         try:
-            if kind is None:
+            if kind in (None, Stop):
                 self._finish()
                 self.recorder.ended = self.ended
         finally:
             self.model.leave(self)
             self.recorder.close()
+        return kind is Stop
 
     def _finish(self) -> None:
         if not self.invokes:
@@ -287,6 +288,10 @@ class Tracer:
         if self.model._tracer.get() is not self:
             raise TraceError("this trace's body is not running: with model.trace() as tracer: ...")
 
+    def _check_no_tape(self, what: str) -> None:
+        if self.recorder.tape is not None:
+            raise TraceError(f"{what} is not possible inside {self.recorder.tape.why}")
+
     @property
     def graph(self) -> Graph:
         """What the body has recorded: it prints, it draws, and asked for inside the body it can be stored.
@@ -330,8 +335,7 @@ class Tracer:
         >>> cache["model.transformer.h.1.mlp"].output.shape == cache.model.transformer.h[1].output[0].shape
         True
         """
-        if self.recorder.tape is not None:
-            raise TraceError(f"a cache is not possible inside {self.recorder.tape.why}")
+        self._check_no_tape("a cache")
         cache = Cache(
             self,
             modules,
@@ -345,14 +349,29 @@ class Tracer:
         self._at_the_end.append(lambda: cache.fill(self, scope or self.invokes))
         return CacheView(cache)
 
-    # --- what changes nothing ------------------------------------------------------------------------------------
+    # --- the order of things -------------------------------------------------------------------------------------
 
     def barrier(self, n_participants: int = 0) -> Callable[[], None]:
         """Accepted, and without effect: the order of a body's statements does not bind the pass."""
         return lambda: None
 
-    def stop(self) -> None:
-        """Accepted, and without effect: a trace never runs beyond what is asked of it."""
+    def stop(self) -> NoReturn:
+        """End the body here: what stands below does not run, and no layer runs that nothing above needs.
+
+        Inside an invoke, that invoke's body ends; the trace goes on with what stands after it.
+
+        >>> from nnzoo import LanguageModel
+        >>> model = LanguageModel("nnzoo/tiny-gpt2")
+        >>> with model.trace("The capital of France is") as tracer:
+        ...     hidden = model.transformer.h[1].output[0]
+        ...     tracer.stop()
+        ...     hidden[:] = 0
+        >>> bool(hidden.any())
+        True
+        """
+        self.check_running()
+        self._check_no_tape("tracer.stop()")
+        raise Stop
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the tracer has no {name!r}")

@@ -24,8 +24,8 @@ GROWING = {"pos", "query", "key", "key_pos"}  # axes on which prompts of a batch
 
 
 _PROMPT_BY_PROMPT = (
-    "a value of the whole batch has a gradient to be read, by .grad, where it is not written into. Else read the value in "
-    "each prompt's own invoke, and ask for the gradient of that, or set it"
+    "a value of the whole batch has a gradient to be read, by .grad, where it is not written into. Else read the value "
+    "in each prompt's own invoke, and ask for the gradient of that, or set it"
 )
 
 
