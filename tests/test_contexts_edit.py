@@ -119,18 +119,6 @@ class TestWhereItHolds:
                 inside = both.generate(max_new_tokens=N)
         assert torch.equal(inside, expected)
 
-    def test_a_streamer_hears_what_an_edited_model_says(self, model: LanguageModel) -> None:
-        class Heard(list):
-            def put(self, ids: Tensor) -> None:
-                self.append(ids)
-
-            def end(self) -> None:
-                self.append(None)
-
-        both, heard = edited(model), Heard()
-        ids = both.generate(LONG, max_new_tokens=N, streamer=heard)
-        assert heard.pop() is None and torch.equal(torch.cat([heard[0][0], *heard[1:]]), ids[0])
-
     def test_before_the_body(self, model: LanguageModel, theirs: Theirs) -> None:
         both = edited(model)
         with both.trace(LONG):

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import einops
@@ -48,11 +49,17 @@ def lazies(value: Any) -> list[LazyTensor]:
     return found
 
 
-def user_line() -> Line:
-    """The innermost line that is neither ours, nor PyTorch's, nor a type checker's."""
+def user_frame() -> FrameType:
+    """The innermost frame that is neither ours, nor PyTorch's, nor a type checker's."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame = frame.f_back
+    return frame
+
+
+def user_line() -> Line:
+    """The line of the user's that runs."""
+    frame = user_frame()
     return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 

@@ -1,5 +1,6 @@
 """What `model.generate(prompt, ...)` gives: entered by a `with` it is a trace, used as a tensor it is the ids."""
 
+import dis
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnzoo.tracing.arguments import user_frame
 from nnzoo.tracing.infer import map_tensors
 from nnzoo.tracing.tracer import Tracer
 
@@ -56,3 +58,14 @@ def _made(t: Tensor) -> Tensor:
         ids = t._make()
         torch.utils.swap_tensors(t, ids.view_as(ids))
     return t
+
+
+def is_entered() -> bool:
+    """Whether what the call at the user's line gives is entered by a `with` there.
+
+    Python has no other way to tell `with f(): ...` from `f()` before it is too late.
+    """
+    frame = user_frame()
+    after = [dis.opname[op] for op in frame.f_code.co_code[frame.f_lasti + 2 :: 2][:16]]
+    after = [name for name in after if name != "CACHE"]
+    return after[0] in ("SETUP_WITH", "BEFORE_WITH") or after[:2] == ["COPY", "LOAD_SPECIAL"]  # 3.10, 3.11, 3.14

@@ -11,12 +11,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nnzoo.envoys.whole import WholeModel
-from nnzoo.generation import Decoder, Options, adopt, fork, options_for, steps, stream
+from nnzoo.generation import Decoder, Options, adopt, fork, options_for, run, streamed
 from nnzoo.prompts import KEYWORDS, Prompt, Reader, read_prompt
 from nnzoo.tracing.edit_files import load_edits, save_edits
 from nnzoo.tracing.editing import EditTracer
 from nnzoo.tracing.edits import Edit
-from nnzoo.tracing.pending import Generated
+from nnzoo.tracing.pending import Generated, is_entered
 from nnzoo.tracing.recorder import TraceError
 from nnzoo.tracing.scanning import ScanTracer
 from nnzoo.tracing.session import Session
@@ -69,38 +69,43 @@ class TracedModel(WholeModel):
 
         Entered by a `with`, it is a trace of the generation; inside a trace, without a prompt, it generates from the
         prompt that the body speaks of. What is not asked is as the checkpoint's generation_config.json says. A
-        `streamer` (transformers' protocol) makes it run at once.
+        `streamer` (transformers' protocol) hears each token when it is chosen; with one the generation runs at once,
+        or when the block ends of the `with` that it is entered by.
+
+        >>> from nnzoo import LanguageModel
+        >>> model = LanguageModel("nnzoo/tiny-gpt2")
+        >>> model.tokenizer.decode(model.generate("The capital of France is", max_new_tokens=2)[0])
+        'The capital of France is Paris.'
         """
         _refuse_remote(remote)
         given = {name: kwargs.pop(name) for name in KEYWORDS if name in kwargs}
         if self._tracer.get() is not None:
-            if args or given or streamer is not None:
+            if args or given:
                 raise TraceError("generate() inside a trace takes options only: the prompt is the trace's")
-            return self._tracer.get().generate(kwargs)  # type: ignore[union-attr]  # it was there a line ago
+            return self._tracer.get().generate(kwargs, streamer)  # type: ignore[union-attr]  # it was there a line ago
         if not args and not given:
-            return Generated(_without_prompt, partial(Tracer, self, options=kwargs))
+            return Generated(_without_prompt, partial(Tracer, self, options=kwargs, streamer=streamer))
         prompt = self.prepare(*args, **given)
         options = self.options(prompt.tokens, prompt.attention_mask, kwargs)  # what is wrong is said at this line
         if options.stop_strings and tokenizer is None:
             tokenizer = self.tokenizer
         make = partial(self._generate, prompt, options, tokenizer, streamer, fork(self.device))
-        return make() if streamer is not None else Generated(make, partial(Tracer, self, prompt, options=options))
+        if streamer is not None and not is_entered():
+            return make()
+        return Generated(make, partial(Tracer, self, prompt, options=options, streamer=streamer))
 
     def _generate(
         self, prompt: Prompt, options: Options, tokenizer: Any, streamer: Any, numbers: torch.Generator
     ) -> Int[Tensor, "batch total"]:
         """The ids, by the fast loop where no edit and no embedding has a say."""
         if self.edits or prompt.embeds is not None:
-            with Tracer(self, prompt, options=options) as tracer:
+            with Tracer(self, prompt, options=options, streamer=streamer) as tracer:
                 ids = tracer.result.save()
-            if streamer is not None:  # it hears of all tokens when they are there
-                (invoke,) = tracer.invokes
-                stream(ids[:, invoke.n_pos :].unbind(1), invoke.tokens, streamer)
             return ids
         drawn = None if options.seed is not None or not options.do_sample else numbers
         decoder = Decoder(options, prompt.tokens, prompt.attention_mask, tokenizer=tokenizer, generator=drawn)
-        with self.lock:
-            stream(steps(self._model, decoder), decoder.tokens, streamer)
+        with self.lock, streamed(decoder, streamer):
+            run(self._model, decoder)
         if drawn is not None:
             adopt(drawn)
         return decoder.ids

@@ -8,10 +8,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from nnzoo.generation import Decoder, Options, adopt, fork
+from nnzoo.generation import Options
 from nnzoo.prompts import Prompt
 from nnzoo.tracing.arguments import user_line
 from nnzoo.tracing.caching import Cache, CacheView, Modules
+from nnzoo.tracing.decoding import Decoding
 from nnzoo.tracing.edits import Playback
 from nnzoo.tracing.execution import Execution
 from nnzoo.tracing.filling import fill_in, held
@@ -56,6 +57,7 @@ class Tracer:
         options: Options | dict[str, Any] | None = None,
         grad: bool = False,
         max_batch: int | None = None,
+        streamer: Any = None,
     ) -> None:
         self.model = model
         self.step = 0  # which step of a generation the body speaks of
@@ -69,7 +71,7 @@ class Tracer:
         self._places = Places(self.recorder, self._shapes, model.skeleton.hook_points)
         self._scope: list[Invoke] = []  # whose rows the body speaks of
         self._prompt = prompt
-        self._drawing: Invoke | None = None  # the first prompt whose tokens are drawn from torch's generator
+        self._decoding = Decoding(model, streamer)
         self.ahead: dict[str, int] = {}  # by how many steps `.next()` has moved a module on
         self._at_the_end: list[Callable[[], None]] = []
         self._edits: dict[Invoke, list[Playback]] = {}
@@ -110,13 +112,15 @@ class Tracer:
         for last in self._at_the_end:
             last()
         lazies = held(self.recorder)
-        nodes = self.recorder.roots = [lazy._node for lazy in lazies]
+        nodes = [lazy._node for lazy in lazies]
+        if self._decoding.heard is not None:
+            nodes.append(self._ids_of(self._decoding.heard)._node)  # all steps are made for who hears of them
+        self.recorder.roots = nodes
         if nodes or self.recorder.effects:
             with_graph = self._grad or not self.gradients.any
-            values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
+            with self._decoding.final(self._execution.decoders):
+                values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
             fill_in(lazies, values, with_graph=with_graph)
-            if self._drawing in self._execution.decoders:
-                adopt(self._execution.decoders[self._drawing].generator)  # torch's goes on from where this one stands
         for steps in self.recorder.lists:  # the text may have ended before the last of them
             steps[:] = [value for value in steps if not isinstance(value, LazyTensor)]
 
@@ -134,42 +138,17 @@ class Tracer:
         invoke = Invoke(len(self.invokes), prompt.tokens, prompt.attention_mask, prompt.labels)
         if self._options is not None:
             invoke.last_only = True
-            self._decode(invoke, self._options)
+            self._decoding.decode(invoke, self._options)
         self.invokes.append(invoke)
         if prompt.embeds is not None:
             self._places.put([invoke], "hook_embed", 0, prompt.embeds)
         self._edits[invoke] = [Playback(edit, self, invoke) for edit in self.model.edits]
         return invoke
 
-    def _decode(self, invoke: Invoke, options: Options | dict[str, Any]) -> None:
-        settled = options
-        if not isinstance(settled, Options):
-            settled = self.model.options(invoke.tokens, invoke.attention_mask, settled)
-        seeded = settled.seed is not None or not settled.do_sample
-        invoke.decoder = Decoder(
-            settled,
-            invoke.tokens,
-            invoke.attention_mask,
-            tokenizer=self.model.tokenizer if settled.stop_strings else None,
-            generator=None if seeded else self._numbers(invoke),
-        )
-        invoke.tokens, invoke.attention_mask = invoke.decoder.tokens, invoke.decoder.attention_mask
-
-    def _numbers(self, invoke: Invoke) -> torch.Generator:
-        """What a prompt's tokens are drawn from: what torch would draw next, and for further prompts other numbers."""
-        generator = fork(self.model.device)
-        if self._drawing is None:
-            self._drawing = invoke
-        else:
-            generator.manual_seed(
-                int(torch.randint(2**62, (), generator=generator, device=generator.device)) + invoke.index
-            )
-        return generator
-
-    def generate(self, options: dict[str, Any]) -> LazyTensor:
+    def generate(self, options: dict[str, Any], streamer: Any = None) -> LazyTensor:
         """Let the prompts that the body speaks of be generated from; what was edited so far holds in the first pass.
 
-        The ids that come, [batch total].
+        The ids that come, [batch total]. A `streamer` hears of them when the block has ended and the model runs.
         """
         for invoke in self.scope:
             if invoke.decoder is not None:
@@ -178,7 +157,7 @@ class Tracer:
                 raise TraceError(
                     "num_return_sequences inside a trace: model.generate(prompt, ...) as the `with` itself"
                 )
-            self._decode(invoke, options)
+            self._decoding.decode(invoke, options, streamer)
             for edit in self._edits[invoke]:
                 edit.go_on()
         return self.ids
@@ -242,6 +221,9 @@ class Tracer:
         (invoke,) = self.scope
         if invoke.decoder is None:
             raise TraceError("nothing is generated here: model.generate(max_new_tokens=...)")
+        return self._ids_of(invoke)
+
+    def _ids_of(self, invoke: Invoke) -> LazyTensor:
         meta = None
         if not invoke.decoder.may_end_early:
             total = invoke.n_pos + invoke.decoder.options.max_new_tokens
