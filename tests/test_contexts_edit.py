@@ -227,6 +227,18 @@ class TestWhoIsEdited:
         with model.edit() as other:
             assert isinstance(other, LanguageModel) and other is not model
 
+    def test_in_nnsights_form_it_binds_both(self, model: LanguageModel, theirs: Theirs) -> None:
+        with model.edit() as (tracer, other):
+            assert tracer is other.tracer and other is not model
+            for _ in tracer.iter[:]:
+                other.transformer.h[1].mlp.output[:] *= 0.5
+        with other.trace(SHORT):
+            logits = other.output
+        assert_close(logits, theirs.forward(SHORT, edits={theirs.block(1, "mlp.output"): halved}).logits)
+        for one in (model, other):
+            with pytest.raises(TypeError, match="one module, not a list"):
+                iter(one)
+
     def test_a_body_that_fails_leaves_the_model_as_it_was(self, model: LanguageModel) -> None:
         with pytest.raises(ZeroDivisionError), model.edit(inplace=True):
             model.transformer.h[1].mlp.output[:] = 0

@@ -1,5 +1,6 @@
 """What makes a LanguageModel traced: `trace`, `generate`, and which body is running."""
 
+from collections.abc import Iterator
 from contextvars import ContextVar
 from copy import copy
 from functools import partial
@@ -152,10 +153,10 @@ class TracedModel(WholeModel):
         """Changes that hold in every later trace, generation and call of a model: `with model.edit() as edited: ...`.
 
         The edited model is a copy that shares the weights, and this one stays as it is; with `inplace=True` it is
-        changed itself, and the `with` binds the tracer. Edits add up, in order. The body is recorded once, for a prompt
-        of 7 tokens, and done again for each prompt: sizes that it reads follow the prompt, but Python's loops over
-        them, `if`s and random tensors are decided once. It can look at no number. What stands in
-        `for _ in edited.tracer.iter[:]` holds at every step of a generation, all else in the first pass.
+        changed itself, and the `with` binds the tracer. `as (tracer, edited)` binds both. Edits add up, in order. The
+        body is recorded once, for a prompt of 7 tokens, and done again for each prompt: sizes that it reads follow the
+        prompt, but Python's loops over them, `if`s and random tensors are decided once. It can look at no number. What
+        stands in `for _ in edited.tracer.iter[:]` holds at every step of a generation, all else in the first pass.
 
         >>> from nnzoo import LanguageModel
         >>> model = LanguageModel("nnzoo/tiny-gpt2")
@@ -165,6 +166,12 @@ class TracedModel(WholeModel):
         True
         """
         return EditTracer(self if inplace else copy(self), inplace=inplace)
+
+    def __iter__(self) -> Iterator[Any]:
+        tracer = self._tracer.get()
+        if isinstance(tracer, EditTracer):  # nnsight's form: with model.edit() as (tracer, edited): ...
+            return iter((tracer, self))
+        return super().__iter__()
 
     def clear_edits(self) -> None:
         """Take all edits of this model away. Raises TraceError inside a trace."""
