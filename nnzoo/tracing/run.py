@@ -107,7 +107,7 @@ class Run:
 
     def operand(self, reader: Node, node: Node) -> Any:
         """The value of a node as a reader must see it."""
-        if _is_stack(reader) and node not in self.done:  # of a prompt whose text has ended: padding
+        if node not in self.done and _is_stack(reader):  # of a prompt whose text has ended: padding
             return next(self.values[one] for one in reader.inputs if one in self.done).new_zeros(node.meta.shape)
         kept = self._before_edit.get((reader, node))  # an operand may stand there twice
         return self.values[node] if kept is None else kept
