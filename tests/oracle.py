@@ -187,6 +187,18 @@ def _step(s: Statement, places: Sequence[str], world: World, variables: list[Ten
         variables.append(MAKES[s.kind](x, y))
 
 
+@dataclass
+class Tie:
+    """A prompt's value, and the part of a whole that it is; how often each was written into when they were alike."""
+
+    piece: Tensor
+    whole: Tensor
+    part: Tensor
+
+    def __post_init__(self) -> None:
+        self.seen = self.piece._version, self.whole._version
+
+
 class Plain(World):
     """The body on real tensors: what stands at the places of each prompt."""
 
@@ -197,7 +209,8 @@ class Plain(World):
             v.untyped_storage().data_ptr(): (i, p) for i, s in enumerate(self.standing) for p, v in s.items()
         }
         self.keep: list[Any] = [dict(one) for one in self.standing]
-        self.wholes: dict[str, tuple[list, Tensor]] = {}
+        self.wholes: dict[tuple[int, ...], Tensor] = {}  # by the ids of their parts
+        self.ties: list[Tie] = []
         self.outcomes: list[float] = []
         self.n_looks = 0
         self.now: list[int] = []
@@ -219,29 +232,29 @@ class Plain(World):
         if len(self.now) == 1:
             return self.standing[self.now[0]][place]
         pieces = [self.standing[i][place] for i in self.now]
-        state = [(id(piece), piece._version) for piece in pieces]
-        if place in self.wholes and self.wholes[place][0] == state:
-            return self.wholes[place][1]
-        whole = stack(self.axes[place], pieces)
-        self.keep.append(whole)
-        self.written = getattr(self, "written", [])
-        self.written.append([whole, whole._version, place, list(self.now)])
-        self.wholes[place] = (state, whole)
-        return whole
+        key = tuple(id(piece) for piece in pieces)
+        if key not in self.wholes:
+            self.tie(place, stack(self.axes[place], pieces))
+        return self.wholes[key]
+
+    def tie(self, place: str, whole: Tensor) -> None:
+        pieces, start = [self.standing[i][place] for i in self.now], 0
+        self.wholes[tuple(id(piece) for piece in pieces)] = whole
+        self.keep.append(pieces)
+        for piece in pieces:
+            self.ties.append(Tie(piece, whole, part(self.axes[place], whole, start, piece.shape)))
+            start += len(piece)
 
     def after(self) -> None:
-        for entry in getattr(self, "written", []):
-            whole, version, place, scope = entry
-            if whole._version == version:
-                continue
-            entry[1] = whole._version
-            start = 0
-            for i in scope:
-                piece = self.standing[i][place]
-                piece.copy_(part(self.axes[place], whole, start, piece.shape))
-                start += len(self.program.prompts[i].tokens)
-            pieces = [self.standing[i][place] for i in scope]
-            self.wholes[place] = ([(id(piece), piece._version) for piece in pieces], whole)
+        """What was written is seen through all that shows it: prompts' values first, then wholes."""
+        for tie in self.ties:
+            if tie.seen[1] != tie.whole._version:
+                tie.piece.copy_(tie.part)
+        for tie in self.ties:
+            if tie.seen[0] != tie.piece._version:
+                tie.part.copy_(tie.piece)
+        for tie in self.ties:
+            tie.seen = tie.piece._version, tie.whole._version
 
     def put(self, place: str, value: Tensor) -> None:
         if len(self.now) == 1:
@@ -249,18 +262,25 @@ class Plain(World):
             return
         if value is self.read(place):
             return
-        start = 0
+        pointer, start = value.untyped_storage().data_ptr(), 0
+        if pointer in self.owners or pointer in self.in_wholes:
+            value = value.clone()  # it is the memory of another place
+        self.keep.append(value)
         for i in self.now:
             shape = self.standing[i][place].shape
             self._put(i, place, part(self.axes[place], value, start, shape).clone())
             start += len(self.program.prompts[i].tokens)
+        self.tie(place, value)
+
+    @property
+    def in_wholes(self) -> set[int]:
+        return {tie.whole.untyped_storage().data_ptr() for tie in self.ties}
 
     def _put(self, i: int, place: str, value: Tensor) -> None:
         if value is self.standing[i][place]:
             return
         pointer = value.untyped_storage().data_ptr()
-        wholes = [one[0].untyped_storage().data_ptr() for one in getattr(self, "written", [])]
-        if self.owners.get(pointer, (i, place)) != (i, place) or pointer in wholes:
+        if self.owners.get(pointer, (i, place)) != (i, place) or pointer in self.in_wholes:
             value = value.clone()  # two places do not share memory
         self.keep.append(value)
         self.owners[value.untyped_storage().data_ptr()] = (i, place)

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from families import PLAIN, folder, ids, ours, prompt
+from families import PLAIN, folder, ids, ours
 from nnzoo import LanguageModel
 from nnzoo.tracing.recorder import TraceError
 from oracle import INTEGERS, WHOLE, Program, Truth, World, programs, run
@@ -48,8 +47,6 @@ class Traced(World):
         return self.tracer.read(place)
 
     def put(self, place: str, value: Tensor) -> None:
-        if len(self.tracer.scope) > 1 and value is not self.tracer.read(place):
-            value = value.clone()
         self.tracer.put(place, value)
 
     def look(self, value: Tensor) -> float:
@@ -99,57 +96,3 @@ def test_each_prompt_has_the_values_that_it_has_alone(
     family: str, setting: str, program: Program, dropped: set[int], max_batch: int | None
 ) -> None:
     check(family, setting, program, dropped, max_batch)
-
-
-class TestTheWholeBatch:
-    """An invoke without a prompt, and values of the prompts in it, are one memory."""
-
-    PLACE = "blocks.1.hook_resid_post"
-
-    def test_an_edit_of_what_was_put_is_seen_by_every_prompt(self) -> None:
-        with traced("gpt2", "default").trace() as tracer:
-            with tracer.invoke(prompt(1, 9)):
-                pass
-            with tracer.invoke(prompt(1, 9)):
-                pass
-            with tracer.invoke():
-                value = tracer.read(self.PLACE) * 2
-                tracer.put(self.PLACE, value)
-                value[:] = 0.5
-                after = tracer.read(self.PLACE)
-        assert (after == 0.5).all()
-
-    def test_an_edit_of_one_prompt_is_not_undone_by_a_write_into_another_row_of_the_whole(self) -> None:
-        with (
-            pytest.raises(TraceError, match="read before a prompt's own value"),
-            traced("gpt2", "default").trace() as tracer,
-        ):
-            with tracer.invoke(prompt(1, 9)):
-                first = tracer.read(self.PLACE)
-            with tracer.invoke(prompt(1, 9)):
-                pass
-            with tracer.invoke():
-                whole = tracer.read(self.PLACE)
-                first[:] = 1
-                whole[1:] = 2
-        with traced("gpt2", "default").trace() as tracer:
-            with tracer.invoke(prompt(1, 9)):
-                first = tracer.read(self.PLACE)
-                first[:] = 1
-            with tracer.invoke(prompt(1, 9)):
-                second = tracer.read(self.PLACE)
-            with tracer.invoke():
-                tracer.read(self.PLACE)[1:] = 2
-        assert (first == 1).all() and (second == 2).all()
-
-    @pytest.mark.xfail(strict=True, reason="the whole is a copy, made when it is read")
-    def test_the_whole_shows_an_edit_of_one_prompt(self) -> None:
-        with traced("gpt2", "default").trace() as tracer:
-            with tracer.invoke(prompt(1, 9)):
-                first = tracer.read(self.PLACE)
-            with tracer.invoke(prompt(1, 9)):
-                pass
-            with tracer.invoke():
-                whole = tracer.read(self.PLACE)
-                first[:] = 1
-        assert (whole[0] == 1).all()

@@ -103,7 +103,7 @@ class EditTracer(Tracer):
         """An edit has no prompts of its own."""
         self._refuse("an invoke", "It holds for every prompt of the edited model's traces")
 
-    def generate(self, options: dict[str, Any]) -> NoReturn:
+    def generate(self, options: dict[str, Any], streamer: Any = None) -> NoReturn:
         """An edit generates nothing."""
         self._refuse("generate()", "Generate with the edited model")
 

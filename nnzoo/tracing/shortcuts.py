@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def unneeded_blocks(walk: "Walk", stages: dict[Stage, list[Node]]) -> set[int]:
-    """Blocks that need not run: nothing inside is asked for, and what they give is replaced, by themselves or above."""
+    """Blocks that need not run: nothing inside is asked for, and what they give is replaced, by themselves or above.
+
+    What goes into a block is not inside it.
+    """
     if not any(isinstance(node, Put) for nodes in stages.values() for node in nodes):
         return set()
     n_layers = len(walk.model.blocks)
@@ -25,14 +28,18 @@ def unneeded_blocks(walk: "Walk", stages: dict[Stage, list[Node]]) -> set[int]:
     unneeded: set[int] = set()
     replaced = False
     for layer in reversed(range(n_layers)):
-        inside = any(starts[layer] <= order < ends[layer] for order in orders)
-        at_end = stages.get(Stage(walk.step, ends[layer]))
-        if at_end is not None:
-            replaced = _all_replaced(at_end, walk.batch.invokes)
-        replaced = replaced and not inside
+        inside = any(starts[layer] < order < ends[layer] for order in orders)
+        replaced = not inside and _replaced_at(ends[layer], walk, stages, otherwise=replaced)
         if replaced:
             unneeded.add(layer)
+        replaced = _replaced_at(starts[layer], walk, stages, otherwise=replaced)
     return unneeded
+
+
+def _replaced_at(order: int, walk: "Walk", stages: dict[Stage, list[Node]], *, otherwise: bool) -> bool:
+    """Whether nobody needs what the model would bring to a place: it is replaced there, or else is not needed above."""
+    nodes = stages.get(Stage(walk.step, order))
+    return otherwise if nodes is None else _all_replaced(nodes, walk.batch.invokes)
 
 
 def _all_replaced(nodes: list[Node], invokes: Sequence[Invoke]) -> bool:

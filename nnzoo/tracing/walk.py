@@ -100,10 +100,17 @@ class Walk:
         while self._layer < len(model.blocks):
             if self._layer not in unneeded:
                 self._x = model.blocks[self._layer](self._x, self._span)
-            elif Stage(self.step, self.order[post := f"blocks.{self._layer}.hook_resid_post"]) in self._stages:
-                self._x = self.arrive(post, self._x)
+            else:
+                self._x = self._past(self._layer, self._x)
             self._layer += 1
         return self._finish(self._x)
+
+    def _past(self, layer: int, x: Tensor) -> Tensor:
+        """What leaves a block that need not run."""
+        for hook in (f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_resid_post"):
+            if Stage(self.step, self.order[hook]) in self._stages:
+                x = self.arrive(hook, x)
+        return x
 
     def _finish(self, x: Tensor) -> Tensor:
         """The logits; of the last position only, where nobody looks at the others."""
