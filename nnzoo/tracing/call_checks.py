@@ -1,4 +1,4 @@
-"""What a stored call must not do, found out on the meta device: edit what it does not say, hand out a weight's memory."""
+"""What a stored call must not do, found out on the meta device: edit what it does not say, hand out a weight."""
 
 from collections.abc import Callable
 from typing import Any

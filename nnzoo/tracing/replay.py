@@ -39,6 +39,10 @@ _DIFFERENTIATE = {"outputs", "inputs", "grad_outputs", "retain_graph", "create_g
 _DIFFERENTIATE |= {"only_inputs", "is_grads_batched", "materialize_grads"}
 
 
+class OtherModelError(GraphError):
+    """A graph of another model than the one it is to run on."""
+
+
 @dataclass
 class Replayed:
     """A program on a model, ready to run."""
@@ -60,7 +64,9 @@ def replay(program: Program, model: Any) -> Replayed:
 def _check_model(asked: dict[str, Any], here: dict[str, Any]) -> None:
     for name in ("kind", "n_layers", "d_model", "d_vocab", "dtype"):
         if asked.get(name) != here[name]:
-            raise GraphError(f"the graph is of a model whose {name} is {asked.get(name)!r:.40}, not {here[name]!r}")
+            raise OtherModelError(
+                f"the graph is of a model whose {name} is {asked.get(name)!r:.40}, not {here[name]!r}"
+            )
 
 
 class _Replay:
