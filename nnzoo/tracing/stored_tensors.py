@@ -10,8 +10,8 @@ from nnzoo.tracing.entries import Parameter
 from nnzoo.tracing.functions import GraphError
 from nnzoo.tracing.values import DTYPES
 
-_AS_THEY_ARE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8}
-_AS_THEY_ARE |= {torch.int16, torch.int32, torch.int64}  # others are kept as bytes
+AS_THEY_ARE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8}
+AS_THEY_ARE |= {torch.int16, torch.int32, torch.int64}  # others are kept as bytes
 _FEW_GAPS = 8  # a view's memory is at most so many times its elements, or it is kept without its gaps
 _MOST_DIMENSIONS = 64  # PyTorch's own limit
 
@@ -63,7 +63,7 @@ class TensorStore:
         kept = plain.contiguous().cpu()
         if kept.untyped_storage().data_ptr() == t.untyped_storage().data_ptr():
             kept = kept.clone()  # what is stored stays as it is
-        self.tensors[name] = kept if t.dtype in _AS_THEY_ARE else kept.reshape(-1).view(torch.uint8)
+        self.tensors[name] = kept if t.dtype in AS_THEY_ARE else kept.reshape(-1).view(torch.uint8)
 
     def _weight(self, t: Tensor) -> dict[str, Any] | None:
         if not self._weights or t.layout != torch.strided or t.is_meta:
@@ -113,7 +113,7 @@ def _restored(name: str, about: Any, tensors: Mapping[str, Tensor], home: torch.
 
 def _as_described(name: str, kept: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     try:
-        value = kept if dtype in _AS_THEY_ARE else kept.clone().view(dtype).reshape(shape)
+        value = kept if dtype in AS_THEY_ARE else kept.clone().view(dtype).reshape(shape)
     except RuntimeError as error:
         raise GraphError(f"tensor {name!r:.40}: its bytes are no {dtype} {list(shape)}") from error
     if value.dtype != dtype or tuple(value.shape) != shape or not value.is_contiguous():
