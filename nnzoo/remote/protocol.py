@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
@@ -135,12 +135,14 @@ def unpack(data: bytes, *, kinds: Collection[str], most_bytes: int | None = None
     if most_bytes is not None and len(data) > most_bytes:
         raise ProtocolError(f"a message of {len(data)} bytes; at most {most_bytes} are read")
     start, end = _header(data)
-    fields = _fields(data[start:end])
-    kind, others = fields.pop("kind", None), fields.pop("others", None)
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ProtocolError(f"a message of kind {kind!r:.40}, where {' or '.join(kinds)} is expected")
-    _check_fields(kind, fields)
-    return Message(kind, fields, _tensors(data[end:], others))
+    message, others = _said(data[start:end], kinds)
+    return replace(message, tensors=_tensors(data[end:], others))
+
+
+def peek(data: bytes, *, kinds: Collection[str]) -> Message:
+    """What `unpack` gives, without the tensors, which are not even looked at."""
+    start, end = _header(data)
+    return _said(data[start:end], kinds)[0]
 
 
 def _header(data: bytes) -> tuple[int, int]:
@@ -156,6 +158,16 @@ def _header(data: bytes) -> tuple[int, int]:
     if size > min(MOST_HEADER, len(data) - _START.size):
         raise ProtocolError(f"a message that ends early: its header is to have {size} bytes")
     return _START.size, _START.size + size
+
+
+def _said(header: bytes, kinds: Collection[str]) -> tuple[Message, Any]:
+    """A message without its tensors, and what its header says of those whose dtype safetensors has not."""
+    fields = _fields(header)
+    kind, others = fields.pop("kind", None), fields.pop("others", None)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ProtocolError(f"a message of kind {kind!r:.40}, where {' or '.join(kinds)} is expected")
+    _check_fields(kind, fields)
+    return Message(kind, fields), others
 
 
 def _fields(header: bytes) -> dict[str, Any]:

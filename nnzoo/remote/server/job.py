@@ -1,0 +1,30 @@
+"""A job that has no answer yet, as the server holds it in memory."""
+
+import asyncio
+from typing import Any
+
+from nnzoo.remote.server.events import Events
+from nnzoo.remote.server.store import ENDED, QUEUED, Row
+
+
+class Job:
+    """One job, from the time it came (or the server started) until it ends."""
+
+    def __init__(self, row: Row) -> None:
+        self.id, self.owner, self.model, self.size = row.id, row.owner, row.model, row.size
+        self.created, self.attempts = row.created, row.attempts
+        self.status = QUEUED
+        self.alone = row.attempts > 0  # what was under way when its worker or server ended is joined with no other
+        self.progress: dict[str, Any] | None = None
+        self.run: asyncio.Task[None] | None = None  # what runs it, with others perhaps
+        self.events = Events()
+        self.released = asyncio.Event()  # set when it ended, or when nobody should wait for that any more
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in ENDED
+
+    def release(self) -> None:
+        """Let those go who wait for its end or watch it."""
+        self.released.set()
+        self.events.close()
