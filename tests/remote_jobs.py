@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,11 @@ def job(do: str = "answer", model: str = MODEL, **details: Any) -> bytes:
     return pack("request", {"model": model, "graph": json.dumps({"do": do, **details})})
 
 
-def run_requests(
+def answers(
     model: object, requests: Sequence[bytes], limits: object, report: Callable[[int, Progress], None]
-) -> list[bytes]:
-    return [_run(number, request, len(requests), report) for number, request in enumerate(requests)]
+) -> Iterator[tuple[int, bytes]]:
+    for number, request in enumerate(requests):
+        yield number, _run(number, request, len(requests), report)
 
 
 def _run(number: int, request: bytes, together: int, report: Callable[[int, Progress], None]) -> bytes:
@@ -43,8 +44,13 @@ def _run(number: int, request: bytes, together: int, report: Callable[[int, Prog
     if asked["do"] == "sleep":
         until = time.monotonic() + asked["seconds"]
         while time.monotonic() < until:
-            report(number, Progress(layer=1, n_layers=4))
+            try:
+                report(number, Progress(layer=1, n_layers=4))
+            except Exception as error:
+                return failure(error)
             time.sleep(0.01)
+    elif asked["do"] == "hang":
+        time.sleep(asked["seconds"])
     elif asked["do"] == "grow":
         kept = [torch.ones(2**20) for _ in range(asked["mib"] // 4)]
         time.sleep(5)
@@ -54,6 +60,10 @@ def _run(number: int, request: bytes, together: int, report: Callable[[int, Prog
     elif asked["do"] == "bytes":
         tensors = {"t": torch.zeros(asked["size"], dtype=torch.uint8)}
     elif asked["do"] == "fail":
-        return pack("error", {"type": "ValueError", "message": "no", "line": None, "code": "run"})
+        return failure(ValueError("no"))
     fields = {"made": [], "absent": [], "drawn": [], "gradients": {}, "grads": {}, "log": [str(asked.get("name"))]}
     return pack("result", {**fields, "saved": {"0": "t"} if tensors else {}}, tensors)
+
+
+def failure(error: Exception) -> bytes:
+    return pack("error", {"type": type(error).__name__, "message": str(error), "line": None, "code": "run"})

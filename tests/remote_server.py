@@ -7,11 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from layout import ROOT
 
@@ -21,7 +22,7 @@ STARTING = 60  # seconds, on a machine that does other things too
 class Server:
     """`nnzoo serve` on a free port of this machine; `options` are those of the command, with underscores.
 
-    `runner`, "module:function", runs jobs in the place of nnzoo.remote.running:run_requests. `data` is a folder that
+    `runner`, "module:function", runs jobs in the place of nnzoo.remote.running:answers. `data` is a folder that
     the server of an earlier test left; `wait=False` does not wait for its workers.
     """
 
@@ -102,6 +103,20 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A server of nnzoo/tiny-gpt2 with two workers, for all tests that leave it as it was."""
+    with Server(workers=2) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> Iterator[Server]:
+    """The same with jobs of tests/remote_jobs.py, which sleep, grow and crash when they are told to."""
+    with Server(workers=2, runner="remote_jobs:answers") as running:
+        yield running
 
 
 if __name__ == "__main__":  # remote_server.py RUNNER serve MODEL...

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from nnzoo.remote.protocol import ProtocolError, pack, peek
-from nnzoo.remote.server.job import Job
+from nnzoo.remote.server.job import Job, Run
 from nnzoo.remote.server.metrics import Metrics
 from nnzoo.remote.server.quotas import Quotas
 from nnzoo.remote.server.refusals import unknown_job
 from nnzoo.remote.server.settings import Settings
 from nnzoo.remote.server.store import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Row, Store
 from nnzoo.remote.server.waiting import Waiting
-from nnzoo.remote.server.workers import Staff, Worker, WorkerLost, Workers
+from nnzoo.remote.server.workers import Staff, WorkerLost, Workers
 
 log = logging.getLogger(__name__)
 MOST_ATTEMPTS = 2  # where a worker ended that nobody is to blame for
@@ -23,6 +23,7 @@ MOST_STARTS = 4  # restarts of the server included
 MOST_USELESS = 3  # starts of a model's workers that fail, one after the other, until its jobs are given up
 JOINED_BYTES = 2**26  # requests that a worker is given at once have no more together
 SMALL = 2**18  # bytes that are read or written at once, without a thread
+CANCEL_SECONDS = 2.0  # that a worker has to leave a job by itself
 BETWEEN_SWEEPS = 30.0  # seconds
 
 
@@ -107,13 +108,15 @@ class Dispatcher:
         return {model: (len(waiting), self.workers.staff(model)) for model, waiting in self.waiting.items()}
 
     def cancel(self, job: Job) -> None:
-        """End a job that has no answer yet: taken out of the queue, or its worker stopped if it runs nothing else."""
+        """End a job that has no answer yet: taken out of the queue, or left by its worker, which else is killed."""
         run = job.run
         if job.status == QUEUED:
             self.waiting[job.model].remove(job)
         self._fail(job, "cancelled", "the job was cancelled", CANCELLED)
-        if run is not None and not any(other.run is run for other in self.jobs.values()):
-            run.cancel()
+        if run is not None:
+            run.worker.cancel(run.batch.index(job))
+            if all(other.has_ended for other in run.batch):
+                asyncio.get_running_loop().call_later(CANCEL_SECONDS, run.end)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -129,9 +132,10 @@ class Dispatcher:
             self._give_up(waiting, f"no worker of {model} can be started; the server's log says why")
         while len(waiting) and not self.closing and (worker := self.workers.take(model)):
             batch = waiting.take(min(ceil(len(waiting) / staff.size), self.settings.joined), JOINED_BYTES)
-            run = asyncio.create_task(self._run(worker, batch))
-            self._runs.add(run)
-            run.add_done_callback(self._runs.discard)
+            run = Run(worker, batch)
+            run.task = asyncio.create_task(self._run(run))
+            self._runs.add(run.task)
+            run.task.add_done_callback(self._runs.discard)
             for job in batch:
                 self._started(job, run)
         for job in waiting:
@@ -143,17 +147,17 @@ class Dispatcher:
             waiting.remove(job)
             self._fail(job, "worker", reason)
 
-    def _started(self, job: Job, run: asyncio.Task[None]) -> None:
+    def _started(self, job: Job, run: Run) -> None:
         job.run, job.status = run, RUNNING
         job.attempts += 1
         self.store.started(job.id)
         job.events.add("status", self.about(job))
 
-    async def _run(self, worker: Worker, batch: list[Job]) -> None:
+    async def _run(self, run: Run) -> None:
         """One batch on one worker, which is killed where it does not come to an end."""
-        seconds = self.settings.job_seconds
+        worker, batch, seconds = run.worker, run.batch, self.settings.job_seconds
         try:
-            answers = await asyncio.wait_for(self._answers(worker, batch), seconds)
+            await self._take_answers(run, seconds)
         except asyncio.TimeoutError:
             worker.kill()
             self._lost(batch, WorkerLost("timeout", f"no answer within {seconds:g} seconds", by_job=True))
@@ -165,25 +169,20 @@ class Dispatcher:
             log.exception("a worker of %s could not be given its jobs", batch[0].model)
             worker.kill()
             self._lost(batch, WorkerLost("worker", "the job could not be given to a worker", by_job=True))
-        else:
-            for job, answer in zip(batch, answers, strict=True):
-                await self._answer(job, answer)
 
-    async def _answers(self, worker: Worker, batch: list[Job]) -> list[bytes]:
-        requests = [await _read(self.store.request(job.id), job.size) for job in batch]
-
-        def report(number: int, progress: dict[str, Any]) -> None:
-            batch[number].progress = progress
-            batch[number].events.add("progress", progress)
-
-        return await worker.run(requests, report)
+    async def _take_answers(self, run: Run, seconds: float) -> None:
+        """Give a worker its jobs, and end each with its answer; each answer has its time."""
+        requests = [await _read(self.store.request(job.id), job.size) for job in run.batch]
+        answers = aiter(run.worker.run(requests, run.report))
+        while (got := await asyncio.wait_for(anext(answers, None), seconds)) is not None:
+            number, answer = got
+            await self._answer(run.batch[number], answer)
 
     def _lost(self, batch: list[Job], lost: WorkerLost) -> None:
         """What becomes of the jobs whose worker ended: each runs alone once more, or is answered with the reason."""
-        log.warning("%d jobs of %s lost their worker: %s", len(batch), batch[0].model, lost)
-        for job in reversed(batch):
-            if job.has_ended:
-                continue
+        left = [job for job in batch if not job.has_ended]
+        log.warning("%d jobs of %s lost their worker: %s", len(left), batch[0].model, lost)
+        for job in reversed(left):
             if len(batch) > 1 or (not lost.by_job and job.attempts < MOST_ATTEMPTS):
                 self._again(job, str(lost))
             else:

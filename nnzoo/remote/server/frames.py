@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import struct
 from enum import IntEnum
 from typing import Any, BinaryIO, NamedTuple
@@ -18,6 +17,7 @@ class Kind(IntEnum):
     PROGRESS = 5  # of request `number`: JSON
     ANSWER = 6  # to request `number`
     USELESS = 7  # from the worker: its model cannot be loaded, and why
+    CANCEL = 8  # to the worker: request `number` of a batch, whose own number is the data
 
 
 class Frame(NamedTuple):
@@ -57,8 +57,3 @@ def receive(stream: BinaryIO) -> Frame:
     if len(data) < size:
         raise EOFError
     return Frame(Kind(kind), number, data)
-
-
-def send(connection: socket.socket, parts: list[bytes]) -> None:
-    for part in parts:
-        connection.sendall(part)

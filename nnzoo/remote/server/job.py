@@ -1,10 +1,11 @@
-"""A job that has no answer yet, as the server holds it in memory."""
+"""Jobs that have no answer yet, as the server holds them in memory, and what runs several of them."""
 
 import asyncio
 from typing import Any
 
 from nnzoo.remote.server.events import Events
 from nnzoo.remote.server.store import ENDED, QUEUED, Row
+from nnzoo.remote.server.workers import Worker
 
 
 class Job:
@@ -16,7 +17,7 @@ class Job:
         self.status = QUEUED
         self.alone = row.attempts > 0  # what was under way when its worker or server ended is joined with no other
         self.progress: dict[str, Any] | None = None
-        self.run: asyncio.Task[None] | None = None  # what runs it, with others perhaps
+        self.run: Run | None = None
         self.events = Events()
         self.released = asyncio.Event()  # set when it ended, or when nobody should wait for that any more
 
@@ -28,3 +29,21 @@ class Job:
         """Let those go who wait for its end or watch it."""
         self.released.set()
         self.events.close()
+
+
+class Run:
+    """A batch of jobs on one worker."""
+
+    def __init__(self, worker: Worker, batch: list[Job]) -> None:
+        self.worker, self.batch = worker, batch
+        self.task: asyncio.Task[None] | None = None
+
+    def report(self, number: int, progress: dict[str, Any]) -> None:
+        """Note how far a job is."""
+        self.batch[number].progress = progress
+        self.batch[number].events.add("progress", progress)
+
+    def end(self) -> None:
+        """Stop it, if it did not end by itself; its worker is killed."""
+        if self.task is not None:
+            self.task.cancel()

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from nnzoo.remote.server.frames import Frame, Kind, packed, packed_json, read
 from nnzoo.remote.server.workers import Report, Staff, WorkerLost
 
 log = logging.getLogger(__name__)
-RUNNER = "nnzoo.remote.running:run_requests"
+RUNNER = "nnzoo.remote.running:answers"
 BETWEEN_LOOKS = 0.05  # seconds, at the memory of a busy worker
 LONGEST_PAUSE = 60.0  # seconds, between starts that fail
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -30,31 +30,33 @@ class Process:
         self.reader: asyncio.StreamReader
         self.writer: asyncio.StreamWriter
         self.too_large = False
+        self._batch = 0
 
-    async def run(self, requests: Sequence[bytes], report: Report) -> list[bytes]:
+    async def run(self, requests: Sequence[bytes], report: Report) -> AsyncIterator[tuple[int, bytes]]:
+        self._batch += 1
         watch = asyncio.create_task(self._watch())
         try:
-            answers = await self._run(requests, report)
+            self.writer.writelines(packed(Kind.RUN, len(requests)))
+            for request in requests:
+                self.writer.writelines(packed(Kind.REQUEST, data=request))
+                await self.writer.drain()
+            left = len(requests)
+            while left:
+                frame = await self.read()
+                if frame.kind == Kind.PROGRESS:
+                    report(frame.number, frame.json)
+                else:
+                    left -= 1
+                    if not left:
+                        self._workers.is_idle(self)
+                    yield frame.number, frame.data
         except (OSError, EOFError, ValueError) as error:
             raise await self._lost(error) from error
         finally:
             watch.cancel()
-        self._workers.is_idle(self)
-        return answers
 
-    async def _run(self, requests: Sequence[bytes], report: Report) -> list[bytes]:
-        self.writer.writelines(packed(Kind.RUN, len(requests)))
-        for request in requests:
-            self.writer.writelines(packed(Kind.REQUEST, data=request))
-            await self.writer.drain()
-        answers: dict[int, bytes] = {}
-        while len(answers) < len(requests):
-            frame = await self.read()
-            if frame.kind == Kind.PROGRESS:
-                report(frame.number, frame.json)
-            elif frame.kind == Kind.ANSWER:
-                answers[frame.number] = frame.data
-        return [answers[number] for number in range(len(requests))]
+    def cancel(self, number: int) -> None:
+        self.writer.writelines(packed(Kind.CANCEL, number, str(self._batch).encode()))
 
     async def read(self) -> Frame:
         return await read(self.reader, self._workers.most_bytes)

@@ -1,6 +1,6 @@
 """Who runs jobs: the seam between the queue and the processes, here or on a cluster, that hold the models."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,8 +33,14 @@ class Staff:
 class Worker(Protocol):
     """A worker that was taken, to be given one batch."""
 
-    async def run(self, requests: Sequence[bytes], report: Report) -> list[bytes]:
-        """An answer for each request. Raises WorkerLost. Afterwards the worker is idle again by itself."""
+    def run(self, requests: Sequence[bytes], report: Report) -> AsyncIterator[tuple[int, bytes]]:
+        """The answers, each with the number of its request, as they come; afterwards the worker is idle by itself.
+
+        Raises WorkerLost.
+        """
+
+    def cancel(self, number: int) -> None:
+        """Ask the worker to come to an end with one request; its answer does not matter."""
 
     def kill(self) -> None:
         """End the worker, whatever it does; another takes its place by itself."""
