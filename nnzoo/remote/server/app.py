@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from math import inf, nan
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, ProtocolError, peek
+from nnzoo.remote.limits import LimitError
+from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, header_bytes, peek
 from nnzoo.remote.server.bodies import Upload
 from nnzoo.remote.server.dispatcher import SMALL, Dispatcher
 from nnzoo.remote.server.job import Job
@@ -92,7 +94,7 @@ class Service:
         dispatcher, settings = self._dispatcher, self._dispatcher.settings
         upload = Upload(dispatcher.store.upload(), owner.digest, dispatcher.quotas)
         try:
-            await upload.receive(request, most=settings.request_bytes, patience=settings.patience)
+            await upload.receive(request, most=settings.limits.request_bytes, patience=settings.patience)
             dispatcher.metrics.received(upload.size)
             before = dispatcher.store.sent_before(owner.digest, idempotency) if idempotency else None
             if before is not None:
@@ -116,9 +118,14 @@ class Service:
 
     def _model(self, file: Path) -> str:
         """Which model a request is for; all else in it is the worker's to check."""
+        limits = self._dispatcher.settings.limits
         try:
-            model = peek(file.read_bytes(), kinds=["request"]).fields["model"]
-        except ProtocolError as error:
+            with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+                limits.check("graph_bytes", header_bytes(data, ["request"]))
+                model = peek(data, kinds=["request"]).fields["model"]
+        except LimitError as error:
+            raise Refused(413, "limit", str(error)) from error
+        except ValueError as error:  # a ProtocolError, or an empty file's
             raise Refused(400, "protocol", str(error)) from error
         if model not in self._served:
             raise Refused(404, "model", f"this server has no model {model!r:.80}; it has {', '.join(self._served)}")

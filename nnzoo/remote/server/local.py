@@ -9,9 +9,11 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nnzoo.remote.limits import MB, Limits
 from nnzoo.remote.server.frames import Frame, Kind, packed, packed_json, read
 from nnzoo.remote.server.workers import Report, Staff, WorkerLost
 
@@ -90,14 +92,12 @@ class Process:
 
 
 class LocalWorkers:
-    """So many processes for each model. `memory` is the most private memory of one, `most_bytes` of one answer."""
+    """So many processes for each model. `memory` is the most private memory of one: its share of the machine's, if nobody says."""
 
-    def __init__(
-        self, models: Sequence[str], each: int, *, memory: int | None = None, most_bytes: int, limits: Any = None
-    ) -> None:
+    def __init__(self, models: Sequence[str], each: int, *, limits: Limits, memory: int | None = None) -> None:
         self._models, self._each, self._limits = models, each, limits
         self.memory = memory or int(0.9 * machine_memory() / (each * len(models)))
-        self.most_bytes = most_bytes
+        self.most_bytes = limits.result_bytes + 64 * MB  # with what stands around its tensors
         self._idle: dict[str, list[Process]] = {model: [] for model in models}
         self._alive: dict[str, set[Process]] = {model: set() for model in models}  # those that were ready once
         self._restarts = dict.fromkeys(models, 0)
@@ -179,7 +179,7 @@ class LocalWorkers:
 
     async def _is_ready(self, worker: Process) -> bool:
         threads = max(1, (os.cpu_count() or 1) // (self._each * len(self._models)))
-        settings = {"model": worker.model, "threads": threads, "runner": RUNNER, "limits": self._limits}
+        settings = {"model": worker.model, "threads": threads, "runner": RUNNER, "limits": asdict(self._limits)}
         worker.writer.writelines(packed_json(Kind.SETTINGS, settings))
         try:
             frame = await worker.read()

@@ -50,9 +50,7 @@ def listen(host: str, port: int) -> socket.socket:
 async def _serve(
     settings: Settings, keys: AnyKey | KeyFile, served: dict[str, Served], store: Store, listening: socket.socket
 ) -> None:
-    workers = LocalWorkers(
-        settings.models, settings.workers, memory=settings.worker_memory, most_bytes=settings.answer_bytes
-    )
+    workers = LocalWorkers(settings.models, settings.workers, limits=settings.limits, memory=settings.worker_memory)
     dispatcher = Dispatcher(settings, store, workers, Metrics())
     app = Service(dispatcher, keys, served, any_host=settings.keys is not None).app()
     config = uvicorn.Config(

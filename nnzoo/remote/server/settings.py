@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MIB = 2**20
+from nnzoo.remote.limits import GB, Limits
 
 
 def default_data() -> Path:
@@ -28,16 +28,14 @@ class Settings:
 
     workers: int = 1  # of each model
     worker_memory: int | None = None  # of one worker, its weights where they are no mapped file included
-    job_seconds: float = 300.0  # from a job's start to its answer
     joined: int = 8  # jobs that a worker is given at once, when more wait than there are workers
-    request_bytes: int = 256 * MIB
-    answer_bytes: int = 1024 * MIB
+    limits: Limits = field(default_factory=Limits)  # of one request
 
     queued_jobs: int = 200  # of one key
-    queued_bytes: int = 2048 * MIB  # of one key, uploads under way included
+    queued_bytes: int = 2 * GB  # of one key, uploads under way included
     jobs_per_minute: int = 6000  # of one key
     keep_seconds: float = 3600.0  # answers
-    keep_bytes: int = 20480 * MIB  # answers of everybody
+    keep_bytes: int = 20 * GB  # answers of everybody
 
     patience: float = 20.0  # with a sender or a reader that stands still
     grace: float = 10.0  # for running jobs when the server is asked to stop
@@ -53,6 +51,11 @@ class Settings:
                 f"beyond this machine (--host {self.host}) a server needs keys: "
                 "`nnzoo keys FILE NAME` makes one, and --keys FILE takes those of a file"
             )
+
+    @property
+    def job_seconds(self) -> float:
+        """When a worker is killed: it ends a job by itself at its limit, if the job lets it."""
+        return 1.1 * self.limits.seconds + 1
 
     @property
     def is_loopback(self) -> bool:

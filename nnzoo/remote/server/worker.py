@@ -88,10 +88,12 @@ def _loaded(settings: dict[str, Any]) -> tuple[Any, Callable[..., Iterable[tuple
     import torch
 
     from nnzoo import LanguageModel
+    from nnzoo.remote.limits import Limits
 
     torch.set_num_threads(settings["threads"])
     module, name = settings["runner"].split(":")
-    return LanguageModel(settings["model"]).dispatch(), getattr(import_module(module), name), settings["limits"]
+    model = LanguageModel(settings["model"]).dispatch()
+    return model, getattr(import_module(module), name), Limits(**settings["limits"])
 
 
 if __name__ == "__main__":
