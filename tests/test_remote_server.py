@@ -207,7 +207,7 @@ def test_without_keys_a_page_of_the_web_cannot_pass_itself_off_as_this_machine(c
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (b"", "no message of nnzoo's protocol"),
+        (b"", "the request is empty"),
         (b"GIF89a" + bytes(100), "no message of nnzoo's protocol"),
         (job()[:40], "ends early"),
         (job().replace(b"nnzoo\0\1\0", b"nnzoo\0\2\0", 1), "version 2"),

@@ -186,6 +186,8 @@ def _serve(commands: _SubParsersAction) -> None:
     command.add_argument("--jobs-per-minute", type=_positive_integer, metavar="N", help="of one key (6000)")
     command.add_argument("--keep-seconds", type=_positive_number, metavar="S", help="how long answers stay (3600)")
     command.add_argument("--keep-bytes", type=_size, metavar="SIZE", help="of all answers together (20G)")
+    command.add_argument("--patience", type=_positive_number, metavar="S", help="with who stands still (20)")
+    command.add_argument("--grace", type=_positive_number, metavar="S", help="for running jobs at the end (10)")
     limits = command.add_argument_group("limits of one request")
     limits.add_argument("--seconds", type=_positive_number, metavar="S", help="of its run (300)")
     limits.add_argument("--nodes", type=_positive_integer, metavar="N", help="of its graph (50000)")

@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from nnzoo.remote.limits import LimitError
-from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, header_bytes, peek
+from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, ProtocolError, header_bytes, peek
 from nnzoo.remote.server.bodies import Upload
 from nnzoo.remote.server.dispatcher import SMALL, Dispatcher
 from nnzoo.remote.server.job import Job
@@ -119,13 +119,15 @@ class Service:
     def _model(self, file: Path) -> str:
         """Which model a request is for; all else in it is the worker's to check."""
         limits = self._dispatcher.settings.limits
+        if not file.stat().st_size:
+            raise Refused(400, "protocol", "the request is empty")
         try:
             with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
                 limits.check("graph_bytes", header_bytes(data, ["request"]))
                 model = peek(data, kinds=["request"]).fields["model"]
         except LimitError as error:
             raise Refused(413, "limit", str(error)) from error
-        except ValueError as error:  # a ProtocolError, or an empty file's
+        except ProtocolError as error:
             raise Refused(400, "protocol", str(error)) from error
         if model not in self._served:
             raise Refused(404, "model", f"this server has no model {model!r:.80}; it has {', '.join(self._served)}")
@@ -164,10 +166,10 @@ class Service:
 
     async def result(self, request: Request) -> Response:
         """The answer, as soon as there is one; the status where there is none within the time that one would wait."""
-        job = self._job(request)
+        job, wait = self._job(request), _seconds(request)
         if isinstance(job, Job):
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(job.released.wait(), _seconds(request))
+                await asyncio.wait_for(job.released.wait(), wait)
             job = self._job(request)
         if isinstance(job, Job):
             return JSONResponse(self._dispatcher.about(job), 202)

@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 log = logging.getLogger(__name__)
 _LINE = re.compile(r"(?P<name>\S+)\s+sha256:(?P<digest>[0-9a-f]{64})")
@@ -25,6 +25,7 @@ class Owner:
     name: str
 
 
+@runtime_checkable
 class Keys(Protocol):
     """Who is behind a key."""
 

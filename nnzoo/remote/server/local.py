@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from nnzoo.remote.limits import MB, Limits
 from nnzoo.remote.server.frames import Frame, Kind, packed, packed_json, read
@@ -92,7 +91,7 @@ class Process:
 
 
 class LocalWorkers:
-    """So many processes for each model. `memory` is the most private memory of one: its share of the machine's, if nobody says."""
+    """So many processes for each model. Each has `memory` of its own, a share of the machine's if nobody says."""
 
     def __init__(self, models: Sequence[str], each: int, *, limits: Limits, memory: int | None = None) -> None:
         self._models, self._each, self._limits = models, each, limits

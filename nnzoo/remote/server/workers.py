@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Report = Callable[[int, dict[str, Any]], None]  # the number of a request in its batch, and how far it is
 
@@ -30,6 +30,7 @@ class Staff:
         return self.idle + self.busy + self.starting
 
 
+@runtime_checkable
 class Worker(Protocol):
     """A worker that was taken, to be given one batch."""
 
@@ -46,6 +47,7 @@ class Worker(Protocol):
         """End the worker, whatever it does; another takes its place by itself."""
 
 
+@runtime_checkable
 class Workers(Protocol):
     """All the workers of a server."""
 
