@@ -94,7 +94,7 @@ def test_an_answer_is_kept_for_its_time(store, clock):
     clock.now += 50
     answered(store, new)
     clock.now += 20
-    store.sweep(seconds=60, most_bytes=1000)
+    store.sweep(seconds=60.0, most_bytes=1000)
     assert not store.answer(old.id).exists()
     assert store.answer(new.id).exists()
     assert store.find(old.id).answer_size is None
@@ -106,7 +106,7 @@ def test_the_oldest_answers_go_when_there_are_too_many_bytes(store, clock):
     for row in rows:
         clock.now += 0.1
         answered(store, row, bytes(10))
-    store.sweep(seconds=1000, most_bytes=25)
+    store.sweep(seconds=1000.0, most_bytes=25)
     assert [row.id for row in rows if store.answer(row.id).exists()] == [row.id for row in rows[-2:]]
     assert store.kept_bytes == 20
 

@@ -31,8 +31,8 @@ def test_many_clients_at_once_get_each_their_own(model, server):
         with Client(server.url, key=f"key {number}") as http:
             ids = [http.queue(request) for request, _ in jobs[number]]
             answers = [http.answer(id) for id in ids]
-        values = [next(iter(answer.tensors.values())) for answer in answers]
-        return all(torch.allclose(value, logits, atol=1e-5) for value, (_, logits) in zip(values, jobs[number]))
+        pairs = zip(answers, jobs[number], strict=True)
+        return all(torch.allclose(*answer.tensors.values(), logits, atol=1e-5) for answer, (_, logits) in pairs)
 
     jobs = [[traced(model, prompt, 1 + number / 4) for prompt in PROMPTS] for number in range(6)]
     with ThreadPoolExecutor(6) as pool:
