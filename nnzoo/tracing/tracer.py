@@ -47,6 +47,7 @@ class Tracer:
     ended = "a step of a generation that was not made"  # what values belong to that are not there afterwards
     outer: "Tracer | None" = None  # the trace in whose body this one stands
     began = left = False
+    is_remote = False  # whether a server runs it
 
     def __init__(
         self,
@@ -98,6 +99,18 @@ class Tracer:
             self.recorder.close()
 
     def _finish(self) -> None:
+        self._complete()
+        lazies = held(self.recorder)
+        nodes = self.recorder.roots = [lazy._node for lazy in lazies]
+        if nodes or self.recorder.effects:
+            with_graph = self._grad or not self.gradients.any
+            values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
+            fill_in(lazies, values, with_graph=with_graph)
+            self._adopt_what_was_drawn()
+        self._drop_steps_not_made()
+
+    def _complete(self) -> None:
+        """The body is over: what it left to its end is recorded. Raises TraceError where something is missing."""
         if not self.invokes:
             raise TraceError("the trace has no prompt: model.trace(prompt), or `with tracer.invoke(prompt):` inside it")
         self.gradients.check_complete()
@@ -108,14 +121,12 @@ class Tracer:
             )
         for last in self._at_the_end:
             last()
-        lazies = held(self.recorder)
-        nodes = self.recorder.roots = [lazy._node for lazy in lazies]
-        if nodes or self.recorder.effects:
-            with_graph = self._grad or not self.gradients.any
-            values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
-            fill_in(lazies, values, with_graph=with_graph)
-            if self._drawing in self._execution.decoders:
-                adopt(self._execution.decoders[self._drawing].generator)  # torch's goes on from where this one stands
+
+    def _adopt_what_was_drawn(self) -> None:
+        if self._drawing in self._execution.decoders:
+            adopt(self._execution.decoders[self._drawing].generator)  # torch's goes on from where this one stands
+
+    def _drop_steps_not_made(self) -> None:
         for steps in self.recorder.lists:  # the text may have ended before the last of them
             steps[:] = [value for value in steps if not isinstance(value, LazyTensor)]
 
@@ -130,7 +141,7 @@ class Tracer:
 
     def add(self, prompt: Prompt) -> Invoke:
         """Add a prompt's rows to the trace."""
-        invoke = Invoke(len(self.invokes), prompt.tokens, prompt.attention_mask, prompt.labels)
+        invoke = Invoke(self._next_index(), prompt.tokens, prompt.attention_mask, prompt.labels)
         if self._options is not None:
             invoke.last_only = True
             self._decode(invoke, self._options)
@@ -139,6 +150,9 @@ class Tracer:
             self._places.put([invoke], "hook_embed", 0, prompt.embeds)
         self._edits[invoke] = [Playback(edit, self, invoke) for edit in self.model.edits]
         return invoke
+
+    def _next_index(self) -> int:
+        return len(self.invokes)
 
     def _decode(self, invoke: Invoke, options: Options | dict[str, Any]) -> None:
         settled = options
