@@ -128,7 +128,7 @@ class TracedModel(WholeModel):
     ) -> Int[Tensor, "batch total"]:
         """The ids, by the fast loop where no edit, no embedding and no server has a say."""
         if self.edits or prompt.embeds is not None or remote or self._remote_session is not None:
-            with self._open(prompt, remote, options=options) as tracer:
+            with self._open(prompt, remote, options=options, generator=numbers) as tracer:
                 ids = tracer.result.save()
             if streamer is not None:  # it hears of all tokens when they are there
                 (invoke,) = tracer.invokes

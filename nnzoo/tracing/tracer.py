@@ -57,6 +57,7 @@ class Tracer:
         options: Options | dict[str, Any] | None = None,
         grad: bool = False,
         max_batch: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         self.model = model
         self.step = 0  # which step of a generation the body speaks of
@@ -70,6 +71,7 @@ class Tracer:
         self._places = Places(self.recorder, self._shapes, model.skeleton.hook_points)
         self._scope: list[Invoke] = []  # whose rows the body speaks of
         self._prompt = prompt
+        self._generator = generator  # of the tokens that are drawn; None: one that stands where torch's then stands
         self._drawing: Invoke | None = None  # the first prompt whose tokens are drawn from torch's generator
         self.ahead: dict[str, int] = {}  # by how many steps `.next()` has moved a module on
         self._at_the_end: list[Callable[[], None]] = []
@@ -170,7 +172,7 @@ class Tracer:
 
     def _numbers(self, invoke: Invoke) -> torch.Generator:
         """What a prompt's tokens are drawn from: what torch would draw next, and for further prompts other numbers."""
-        generator = fork(self.model.device)
+        generator = self._generator or fork(self.model.device)
         if self._drawing is None:
             self._drawing = invoke
         else:
