@@ -1,6 +1,6 @@
-"""What goes over the wire, both ways: a version, a msgpack header, tensors as safetensors. Nothing is ever unpickled.
+r"""What goes over the wire, both ways: a version, a msgpack header, tensors as safetensors. Nothing is ever unpickled.
 
-b"nnzoo\\0", version (uint16, little-endian), length of the header (uint32, little-endian),
+b"nnzoo\0", version (uint16, little-endian), length of the header (uint32, little-endian),
 header (msgpack: {"kind": ..., "others": {...}, **fields}), safetensors to the end.
 
 Dtypes that safetensors has not travel as bytes; `others` says of each such tensor what it is.
@@ -134,28 +134,32 @@ def unpack(data: bytes, *, kinds: Collection[str], most_bytes: int | None = None
     """
     if most_bytes is not None and len(data) > most_bytes:
         raise ProtocolError(f"a message of {len(data)} bytes; at most {most_bytes} are read")
-    start, end = _header(data)
-    fields = _fields(data[start:end])
+    end = _START.size + header_bytes(data, kinds)
+    fields = _fields(data[_START.size : end])
     kind, others = fields.pop("kind", None), fields.pop("others", None)
     if not isinstance(kind, str) or kind not in kinds:
         raise ProtocolError(f"a message of kind {kind!r:.40}, where {' or '.join(kinds)} is expected")
     _check_fields(kind, fields)
-    return Message(kind, fields, _tensors(data[end:], others))
+    tensors = _tensors(data[end:], others)
+    _check_named(kind, fields, tensors)
+    return Message(kind, fields, tensors)
 
 
-def _header(data: bytes) -> tuple[int, int]:
-    """Where the header begins and ends; the version is looked at before anything else."""
+def header_bytes(data: bytes, kinds: Collection[str]) -> int:
+    """How long the header of a message is; the version is looked at before anything else. Raises ProtocolError."""
     if len(data) < _START.size or not data.startswith(_MAGIC):
         raise ProtocolError("this is no message of nnzoo's protocol")
     _, version, size = _START.unpack_from(data)
     if version != VERSION:
+        there, here = ("client", "server") if "request" in kinds else ("server", "client")
+        old = here if version > VERSION else there
         raise ProtocolError(
-            f"the message is in version {version} of nnzoo's protocol, and this nnzoo speaks version {VERSION}: "
-            f"update the older side (pip install -U nnzoo)"
+            f"the {there} speaks version {version} of nnzoo's protocol, this {here} version {VERSION}: "
+            f"update the {old} (pip install -U nnzoo)"
         )
     if size > min(MOST_HEADER, len(data) - _START.size):
         raise ProtocolError(f"a message that ends early: its header is to have {size} bytes")
-    return _START.size, _START.size + size
+    return size
 
 
 def _fields(header: bytes) -> dict[str, Any]:
@@ -202,6 +206,17 @@ def _check_fields(kind: str, fields: dict[str, Any]) -> None:
             raise ProtocolError(f"a message of kind {kind!r}: {name} is not what it is to be")
 
 
+def _check_named(kind: str, fields: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Every tensor of an answer is one that its fields name; what a request's are for, its graph says."""
+    if kind == "request":
+        return
+    names = [name for field in ("saved", "grads", "gradients") for name in fields.get(field, {}).values()]
+    names += [name for name in fields.get("drawn", []) if name is not None]
+    wrong = sorted(set(names) ^ set(tensors))
+    if wrong:
+        raise ProtocolError(f"a message of kind {kind!r}: missing or unused is the tensor {wrong[0]!r:.40}")
+
+
 def _tensors(data: bytes, others: Any) -> dict[str, Tensor]:
     _check_tensor_header(data)
     try:
@@ -212,6 +227,9 @@ def _tensors(data: bytes, others: Any) -> dict[str, Tensor]:
         raise ProtocolError("a message says nothing of its tensors")
     if any(t.dtype not in AS_THEY_ARE for t in found.values()):
         raise ProtocolError("a tensor whose dtype travels as bytes does not")
+    for name, t in found.items():
+        if t.dtype == torch.bool:
+            found[name] = t.view(torch.uint8) != 0  # a bool of any other byte is counted as that byte
     for name, about in others.items():
         found[name] = _as_other(name, found.get(name), about)
     return found

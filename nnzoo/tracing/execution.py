@@ -3,7 +3,7 @@
 A pass that stopped for a look goes on from the block that it stopped in, unless what was recorded since lies below.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ class Execution:
     def __init__(self, model: "TracedModel", shapes: Shapes, max_batch: int | None) -> None:
         self._model, self._shapes, self._max_batch = model, shapes, max_batch
         self._stopped: Stopped | None = None
+        self.new_run: Callable[[], Run] = Run  # a server has one that keeps watch
         self.decoders: dict[Invoke, Decoder] = {}  # as the last pass left them
 
     def look(self, recorder: Recorder, roots: list[Node]) -> dict[Node, Any]:
@@ -68,7 +69,7 @@ class Execution:
         stopped = self._stopped
         if todo is None or stopped is None:
             todo, stopped = plan([*roots, *near], recorder.puts, recorder.passes, set(), self._max_batch), None
-        run = Run() if stopped is None else stopped.run
+        run = self.new_run() if stopped is None else stopped.run
         self._stopped = None
         run.carries_graph = carries_graph
         self._prepare(run, recorder, todo, [*roots, *near])

@@ -18,6 +18,8 @@ from nnzoo.tracing.places import stack_prompts
 class GraphError(ValueError):
     """A graph that cannot be stored, read or run, and which of its nodes is the reason."""
 
+    line: Any = None  # where the user's code recorded that node, a nnzoo.tracing.graph.Line
+
 
 @dataclass(frozen=True)
 class ModuleCall:

@@ -120,7 +120,11 @@ def _name(dtype: torch.dtype) -> str:
 
 def decode(text: str, tensors: Mapping[str, Tensor], device: torch.device) -> Program:
     """The program of JSON and tensors. Raises GraphError for whatever is not as `encode` writes it."""
-    data = _parse(text)
+    return decode_data(parse(text), tensors, device)
+
+
+def decode_data(data: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Program:
+    """The program of what `parse` gives and of tensors. Raises GraphError for whatever is not as `encode` writes it."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise GraphError(f'this is no graph: "format" is to be {FORMAT!r}')
     if data.get("version") != VERSION:
@@ -150,7 +154,8 @@ def decode(text: str, tensors: Mapping[str, Tensor], device: torch.device) -> Pr
     )
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """What JSON says, with no key twice. Raises GraphError."""
     try:
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError, TypeError) as error:
@@ -185,7 +190,10 @@ class _Reader:
             _check(number < values.get("end", n_nodes) <= n_nodes, "its body ends before it, or beyond all nodes")
             return Entry(kind=kind, line=_line(data["line"]), meta=_meta(data["meta"]), **values)
         except GraphError as error:
-            raise GraphError(f"%{number}{_said_line(data)}: {error}") from error
+            line = _line_or_none(data)
+            said = GraphError(f"%{number}{'' if line is None else f', recorded at {line}'}: {error}")
+            said.line = line
+            raise said from error
 
     def _field(self, name: str, value: Any, number: int) -> Any:
         if name in _INTEGERS:
@@ -301,11 +309,11 @@ def _line(data: Any) -> Line:
     return Line(*data)
 
 
-def _said_line(data: Any) -> str:
+def _line_or_none(data: Any) -> Line | None:
     try:
-        return f", recorded at {_line(data['line'])}"
+        return _line(data["line"])
     except (GraphError, KeyError, TypeError):
-        return ""
+        return None
 
 
 def _numbers(data: Any, below: int, what: str) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ _FROM_SHAPE = set(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like "
     "new_zeros new_ones new_empty new_full new_tensor".split()
 )
-_RANDOM = set(
+RANDOM = set(
     "bernoulli bernoulli_ dropout dropout_ alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d "
     "dropout3d rrelu rrelu_ multinomial normal normal_ uniform_ exponential_ log_normal_ cauchy_ geometric_ random_ "
     "poisson gumbel_softmax".split()
@@ -174,7 +174,7 @@ class Recorder:
             answer = Answer(None, (), ())  # numbers decide which elements are written; shape and dtype stay
         if not answer.leaves and target is None:
             return answer.result
-        random = self._draw(fn, args, kwargs) if name in _RANDOM else None
+        random = self._draw(fn, args, kwargs) if name in RANDOM else None
         edits = None if target is None else target._node
         node = self.call(fn, with_nodes(args), with_nodes(kwargs), answer, edits=edits, random=random)
         if target is not None:
