@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx2
-import torch
 
 from nnzoo import CONFIG, LanguageModel
 from nnzoo.remote.client import Client
+from nnzoo.remote.limits import Limits
 from nnzoo.remote.protocol import MEDIA_TYPE, ProtocolError, pack, unpack
-from nnzoo.tracing.functions import GraphError
-from nnzoo.tracing.graph_object import Graph
+from nnzoo.remote.running import run_requests
 
 HOST, KEY = "http://stand-in", "the key"
 Answer = httpx2.Response
@@ -86,7 +85,14 @@ class StandIn:
         name = message.fields["model"]
         if name not in self.models:
             return refused(404, "model", f"no model {name!r} is served")
-        job = {"id": f"j{len(self.jobs)}", "key": key, "status": "queued", "message": message, "result": b""}
+        job = {
+            "id": f"j{len(self.jobs)}",
+            "key": key,
+            "status": "queued",
+            "message": message,
+            "request": request.content,
+            "result": b"",
+        }
         self.jobs[job["id"]] = job
         if not self.is_stopped:
             self.run(job)
@@ -96,7 +102,9 @@ class StandIn:
         """Run a job, as a worker does."""
         self.runs += 1
         message = job["message"]
-        job["result"] = answer_of(self.models[message.fields["model"]], message)
+        (job["result"],) = run_requests(
+            self.models[message.fields["model"]], [job["request"]], Limits(), lambda number, progress: None
+        )
         job["status"] = "done" if unpack(job["result"], kinds=["result", "error"]).kind == "result" else "failed"
 
     def _job(self, method: str, name: str, what: list[str], request: httpx2.Request) -> Answer:
@@ -105,7 +113,9 @@ class StandIn:
             return refused(404, "job", f"there is no job {name}")
         if method == "DELETE":
             job["status"] = "cancelled"
-            job["result"] = pack("error", {"type": "Cancelled", "message": "it was cancelled", "line": None, "code": "cancelled"})
+            job["result"] = pack(
+                "error", {"type": "Cancelled", "message": "it was cancelled", "line": None, "code": "cancelled"}
+            )
             return Answer(204)
         if what == ["events"]:
             return Answer(200, text=self.events, headers={"Content-Type": "text/event-stream"})
@@ -134,41 +144,3 @@ def about(job: dict[str, Any]) -> dict[str, Any]:
 
 def refused(status: int, code: str, message: str, **headers: str) -> Answer:
     return Answer(status, content=json.dumps({"error": {"code": code, "message": message}}), headers=headers)
-
-
-def answer_of(model: LanguageModel, message: Any) -> bytes:
-    try:
-        return result_of(model, message)
-    except Exception as error:
-        line = getattr(error, "line", None)
-        text = str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        code = "graph" if isinstance(error, GraphError) else "run"
-        return pack("error", {"type": type(error).__name__, "message": text, "line": line, "code": code})
-
-
-def result_of(model: LanguageModel, message: Any) -> bytes:
-    graph = Graph.from_json(message.fields["graph"], message.tensors).on(model)
-    recorder, execution = graph._recorded.recorder, graph._recorded.execution
-    with torch.inference_mode(False), torch.enable_grad():
-        found = execution.finish(recorder, recorder.roots, carries_graph=False)
-    tensors = {f"v{node.index}": value for node, value in found.items()}
-    grads = {node: v.grad for node, v in found.items() if (v.is_leaf or v.retains_grad) and v.grad is not None}
-    tensors |= {f"g{node.index}": grad for node, grad in grads.items()}
-    gradients = {name: f"p{name}" for name, t in graph._tensors.items() if t.grad is not None}
-    tensors |= {f"p{name}": graph._tensors[name].grad for name in gradients}
-    drawn = []
-    for invoke in graph._recorded.invokes:
-        decoder = execution.decoders.get(invoke)
-        drawn.append(None if decoder is None or decoder.generator is None else f"d{invoke.index}")
-        if drawn[-1]:
-            tensors[drawn[-1]] = decoder.generator.get_state()
-    fields = {
-        "saved": {str(node.index): f"v{node.index}" for node in found},
-        "grads": {str(node.index): f"g{node.index}" for node in grads},
-        "gradients": gradients,
-        "absent": [node.index for node in recorder.roots if node not in found],
-        "made": [None for _ in drawn],
-        "drawn": drawn,
-        "log": [],
-    }
-    return pack("result", fields, tensors)

@@ -48,9 +48,13 @@ def everything_remote() -> Iterator[StandIn]:
         patch.setattr(tracing, "request_of", sent)
         patch.setattr(RemoteTracer, "send", save_all_and_send)
         patch.setattr(
-            TracedModel, "trace", lambda model, *args, **how: trace(model, *args, **{"remote": not how.get("grad"), **how})
+            TracedModel,
+            "trace",
+            lambda model, *args, **how: trace(model, *args, **{"remote": not how.get("grad"), **how}),
         )
-        patch.setattr(TracedModel, "generate", lambda model, *args, **how: generate(model, *args, **_remote(model, how)))
+        patch.setattr(
+            TracedModel, "generate", lambda model, *args, **how: generate(model, *args, **_remote(model, how))
+        )
         patch.setattr(TracedModel, "session", lambda model, **how: session(model, **{"remote": True, **how}))
         yield server
 

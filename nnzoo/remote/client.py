@@ -55,7 +55,7 @@ class Client:
     """
 
     def __init__(
-        self, host: str, key: str | None = None, *, transport: "httpx2.BaseTransport | None" = None, timeout: float = 60
+        self, host: str, key: str | None = None, *, transport: "httpx2.BaseTransport | None" = None, timeout: int | float = 60
     ) -> None:
         import httpx2
 
@@ -97,7 +97,7 @@ class Client:
         """How a job stands."""
         return self._call("GET", f"/jobs/{job}").json()
 
-    def result(self, job: str, wait: float = WAIT) -> bytes | None:
+    def result(self, job: str, wait: int | float = WAIT) -> bytes | None:
         """The message of a job that has ended; None where it did not within the wait, in seconds."""
         answer = self._call("GET", f"/jobs/{job}/result", params={"wait": f"{wait:g}"})
         return None if answer.status_code == 202 else answer.content

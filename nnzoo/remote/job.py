@@ -96,7 +96,7 @@ class Job:
 
     # --- its result ----------------------------------------------------------------------------------------------
 
-    def wait(self, timeout: float | None = None) -> None:
+    def wait(self, timeout: int | float | None = None) -> None:
         """Come back when it is over. Raises TimeoutError where that takes more than so many seconds.
 
         Interrupted (Ctrl-C), it cancels the job.
@@ -108,7 +108,7 @@ class Job:
                 self.cancel()
             raise
 
-    def _wait(self, end: float | None) -> None:
+    def _wait(self, end: int | float | None) -> None:
         with Display() as display:
             wait = _FIRST_WAIT if display.is_shown and end is None else WAIT
             while self._outcome is None:
@@ -145,7 +145,7 @@ class Job:
             self._status = Status.CANCELLED if getattr(error, "code", "") == "cancelled" else Status.FAILED
             return None, error
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: int | float | None = None) -> Any:
         """The values that it was to save, in the order of the program; those of its trace are filled in with it.
 
         Raises what went wrong there, as it would have here, and TimeoutError after so many seconds.

@@ -35,7 +35,7 @@ class Limits:
     result_bytes: int = 1 * GB  # of all that comes back
     seconds: float = 300.0  # from its start in a worker; looked at between nodes and between blocks
 
-    def check(self, name: str, asked: float, at: str = "", line: Line | None = None) -> None:
+    def check(self, name: str, asked: int | float, at: str = "", line: Line | None = None) -> None:
         """Raise LimitError where more is asked for; `at` says by which part of the request."""
         most = getattr(self, name)
         if asked > most:
@@ -54,7 +54,7 @@ class LimitError(ValueError):
         self.line = line
 
 
-def _said(name: str, amount: float) -> str:
+def _said(name: str, amount: int | float) -> str:
     if not name.endswith("_bytes") or amount < 10 * KB:
         return f"{amount:g}" if isinstance(amount, float) else str(amount)
     units = ["KB", "MB", "GB", "TB", "PB", "EB"]

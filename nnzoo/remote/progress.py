@@ -58,7 +58,7 @@ def describe(status: str, ahead: int | None, progress: dict[str, Any] | None) ->
     return words
 
 
-def fraction(progress: dict[str, Any] | None) -> float:
+def fraction(progress: dict[str, Any] | None) -> int | float:
     """How much of a job is done, from 0 to 1: in tokens where it generates, else in layers.
 
     >>> fraction({"layer": 6, "n_layers": 12}), fraction(None)

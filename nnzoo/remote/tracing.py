@@ -55,6 +55,7 @@ class RemoteExecution:
         self.job: Job | None = None
         self._seen: dict[Any, Any] = {}  # what looks have found, while nothing was done that could change it
         self._upto = 0
+        self.has_forgotten = False  # what a look had found was changed since
 
     # --- a look --------------------------------------------------------------------------------------------------
 
@@ -80,6 +81,7 @@ class RemoteExecution:
         fresh = recorder.nodes[self._upto :]
         self._upto = len(recorder.nodes)
         if any(isinstance(node, Put) or (isinstance(node, Call) and node.writes) for node in fresh) or recorder.effects:
+            self.has_forgotten |= bool(self._seen)
             self._seen.clear()
 
     # --- the end -------------------------------------------------------------------------------------------------
@@ -173,6 +175,22 @@ class RemoteTracer(Tracer):
         view = super().cache(*args, **kwargs)
         self._at_the_end.append(lambda: self.recorder.saved.update(_nodes_of(view)))
         return view
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    def reaches(self, step: int) -> bool:
+        """Whether the generation comes to a step: where the text may end before, a round trip, or what one has told."""
+        asked = [i for i in self.scope if i.decoder is not None and i.decoder.may_end_early]
+        if step == 0 or len(asked) < len(self.scope):
+            return super().reaches(step)
+        last = step + 1 if self._execution.has_forgotten else self.most_steps  # no body that edits: all at once
+        nodes = [self._arriving(invoke, n) for n in range(step, last) for invoke in asked]
+        found = self._execution.look(self.recorder, nodes)
+        return any(node in found for node in nodes[: len(asked)])
+
+    def _arriving(self, invoke: Invoke, step: int) -> Node:
+        """What is there as soon as a step begins."""
+        return self._places._place(invoke, next(iter(self.recorder.order)), step).arrived
 
     # --- the end -------------------------------------------------------------------------------------------------
 
