@@ -55,7 +55,12 @@ class Client:
     """
 
     def __init__(
-        self, host: str, key: str | None = None, *, transport: "httpx2.BaseTransport | None" = None, timeout: int | float = 60
+        self,
+        host: str,
+        key: str | None = None,
+        *,
+        transport: "httpx2.BaseTransport | None" = None,
+        timeout: int | float = 60,
     ) -> None:
         import httpx2
 
@@ -154,7 +159,7 @@ class Client:
     def _no_answer(self, error: Exception) -> NoServer:
         why = str(error) or type(error).__name__
         return NoServer(
-            f"{self.host} does not answer ({why}); is it running (`nnzoo serve MODEL`), and CONFIG.API.HOST its address?"
+            f"{self.host} does not answer ({why}); does it run (`nnzoo serve MODEL`), and is CONFIG.API.HOST its address?"
         )
 
 

@@ -8,22 +8,38 @@ import torch
 from torch import Tensor
 
 from nnzoo.remote.protocol import Message, pack
+from nnzoo.tracing.entries import Program
 from nnzoo.tracing.functions import GraphError
 from nnzoo.tracing.graph import Node, Put
 from nnzoo.tracing.graph_json import store_for, write
 from nnzoo.tracing.graph_object import Recorded
 from nnzoo.tracing.plan import needed
 from nnzoo.tracing.recorder import TraceError
+from nnzoo.tracing.stored_tensors import TensorStore
 
 
 @dataclass
 class Request:
     """What is sent, and what its numbers and names stand for here."""
 
-    data: bytes
+    program: Program
     nodes: list[Node]  # by their numbers in it
-    given: dict[str, Tensor]  # the body's own tensors, by their names in it
+    store: TensorStore
     recorded: Recorded
+    data: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.data = self.again(self.program)
+
+    def again(self, program: Program) -> bytes:
+        """What is sent for a program of the same tensors, and more."""
+        text = write(program, self.store)
+        return pack("request", {"model": str(self.recorded.model._checkpoint.name), "graph": text}, self.store.tensors)
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """The body's own tensors, by their names in it."""
+        return self.store.given
 
     def values(self, message: Message) -> dict[Node, Any]:
         """The values of a result, on the model's device; each with its `.grad`, where a backward pass filled it."""
@@ -63,11 +79,9 @@ def request_of(recorded: Recorded, roots: Iterable[Node], effects: Iterable[Node
         nodes = _all_of(needed([*roots, *effects], recorded.recorder.puts, set()))
         program = recorded.program(nodes, roots)
         store = store_for(program, model._native or model.skeleton, model.device)
-        text = write(program, store)
+        return Request(program, nodes, store, recorded)
     except GraphError as error:
         raise TraceError(f"this trace cannot be sent to a server: {error}") from error
-    name = str(model._checkpoint.name)
-    return Request(pack("request", {"model": name, "graph": text}, store.tensors), nodes, store.given, recorded)
 
 
 def _all_of(nodes: list[Node]) -> list[Node]:

@@ -9,6 +9,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from nnzoo.prompts import Prompt
+from nnzoo.remote.backward import differentiable
 from nnzoo.remote.client import Client, connect
 from nnzoo.remote.job import Backend, Job
 from nnzoo.remote.protocol import Message
@@ -94,10 +95,13 @@ class RemoteExecution:
         def receive(message: Message) -> Any:
             self.decoders |= {invoke: Drawn(one) for invoke, one in request.drawn(message).items()}
             request.add_gradients(message)
-            return fill(request.values(message))
+            return fill(differentiable(request, request.values(message), self._message))
 
         self.job = self._submit(request, receive)
         return self.job
+
+    def _message(self, data: bytes) -> Message:
+        return Job(self._client, self._client.submit(data), lambda message: message).result()
 
     def _request(self, roots: list[Node], effects: list[Node] | tuple = ()) -> Request:
         return request_of(self._recorded(), roots, effects)
@@ -221,7 +225,7 @@ class RemoteTracer(Tracer):
         lazies = [lazy for lazy in held(self.recorder) if lazy._node in self.recorder.saved]
         for lazy in lazies:
             lazy._recorder = self.recorder
-        fill_in([*lazies], values, with_graph=False)
+        fill_in([*lazies], values, with_graph=not self.gradients.any)
         self._adopt_what_was_drawn()
         self._drop_steps_not_made()
         return [values[node] for node in sorted(values, key=lambda node: node.index)]
