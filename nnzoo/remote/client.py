@@ -15,7 +15,7 @@ from nnzoo.remote.errors import (
     RemoteError,
     Unauthorized,
     UnknownModel,
-    failure,
+    refusal,
 )
 from nnzoo.remote.protocol import MEDIA_TYPE
 
@@ -90,13 +90,7 @@ class Client:
     def submit(self, request: bytes) -> dict[str, Any]:
         """A new job, as the server describes it; however often the request must be sent, it is one job."""
         headers = {"Idempotency-Key": str(uuid4()), "Content-Type": MEDIA_TYPE}
-        try:
-            return self._call("POST", "/jobs", content=request, headers=headers).json()
-        except UnknownModel as error:
-            raise UnknownModel(f"{error}; served here: {self._names()}", error.code) from None
-
-    def _names(self) -> str:
-        return ", ".join(str(model["name"]) for model in self.models()) or "nothing"
+        return self._call("POST", "/jobs", content=request, headers=headers).json()
 
     def status(self, job: str) -> dict[str, Any]:
         """How a job stands."""
@@ -122,6 +116,8 @@ class Client:
                 with self._http.stream("GET", f"/jobs/{job}/events", headers=headers) as answer:
                     if answer.status_code not in _AGAIN:
                         _check(answer)
+                        if answer.status_code == 204:  # there was nothing after that event
+                            return
                         for event in httpx2.EventSource(answer):
                             failures, after = 0, event.id or after
                             yield event
@@ -159,7 +155,8 @@ class Client:
     def _no_answer(self, error: Exception) -> NoServer:
         why = str(error) or type(error).__name__
         return NoServer(
-            f"{self.host} does not answer ({why}); does it run (`nnzoo serve MODEL`), and is CONFIG.API.HOST its address?"
+            f"{self.host} does not answer ({why}); does a server run there (`nnzoo serve MODEL`), and is CONFIG.API.HOST "
+            "its address?"
         )
 
 
@@ -189,7 +186,7 @@ def _check(answer: "httpx2.Response") -> None:
         raise UnknownModel(message, code) if answer.request.method == "POST" else JobGone(message, code)
     if status in _EXCEPTIONS:
         raise _EXCEPTIONS[status](message, code)
-    raise failure({"type": "RemoteError", "message": message, "line": None, "code": code})
+    raise refusal(code, message)
 
 
 def _said(answer: "httpx2.Response") -> tuple[str, str]:

@@ -69,11 +69,12 @@ def failure(fields: dict[str, Any]) -> Exception:
         line = Line(*fields["line"])
         where = f"{line.file}:{line.number}"
         message = message if where in message else f"{message} (recorded at {line})"
-    if code in _CODES:
-        return _CODES[code](message, code)
-    if code == "protocol":
-        return ProtocolError(message)
     raised = _RAISED.get(fields["type"])
-    if raised is None:
-        return RemoteError(f"{fields['type']}: {message}", code)
+    if code in _CODES or raised is None:
+        return refusal(code, message if code in _CODES else f"{fields['type']}: {message}")
     return raised(message)
+
+
+def refusal(code: str, message: str) -> Exception:
+    """The exception of a server's short word."""
+    return ProtocolError(message) if code == "protocol" else _CODES.get(code, RemoteError)(message, code)
