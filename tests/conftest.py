@@ -13,6 +13,8 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+pytest_plugins = ["remote_server"]
+
 install_import_hook("nnzoo", "beartype.beartype")  # before anything imports nnzoo
 
 settings.register_profile("nnzoo", deadline=None, derandomize=True)

@@ -10,7 +10,8 @@ import json
 import math
 import struct
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from mmap import mmap
 from typing import Any
 
 import msgpack
@@ -134,20 +135,30 @@ def unpack(data: bytes, *, kinds: Collection[str], most_bytes: int | None = None
     """
     if most_bytes is not None and len(data) > most_bytes:
         raise ProtocolError(f"a message of {len(data)} bytes; at most {most_bytes} are read")
-    end = _START.size + header_bytes(data, kinds)
-    fields = _fields(data[_START.size : end])
+    message, others = _peek(data, kinds)
+    tensors = _tensors(data[_START.size + header_bytes(data, kinds) :], others)
+    _check_named(message.kind, message.fields, tensors)
+    return replace(message, tensors=tensors)
+
+
+def peek(data: bytes | mmap, *, kinds: Collection[str]) -> Message:
+    """What `unpack` gives, without the tensors, which are not even looked at."""
+    return _peek(data, kinds)[0]
+
+
+def _peek(data: bytes | mmap, kinds: Collection[str]) -> tuple[Message, Any]:
+    """A message without its tensors, and what its header says of those whose dtype safetensors has not."""
+    fields = _fields(data[_START.size : _START.size + header_bytes(data, kinds)])
     kind, others = fields.pop("kind", None), fields.pop("others", None)
     if not isinstance(kind, str) or kind not in kinds:
         raise ProtocolError(f"a message of kind {kind!r:.40}, where {' or '.join(kinds)} is expected")
     _check_fields(kind, fields)
-    tensors = _tensors(data[end:], others)
-    _check_named(kind, fields, tensors)
-    return Message(kind, fields, tensors)
+    return Message(kind, fields), others
 
 
-def header_bytes(data: bytes, kinds: Collection[str]) -> int:
+def header_bytes(data: bytes | mmap, kinds: Collection[str]) -> int:
     """How long the header of a message is; the version is looked at before anything else. Raises ProtocolError."""
-    if len(data) < _START.size or not data.startswith(_MAGIC):
+    if len(data) < _START.size or data[: len(_MAGIC)] != _MAGIC:
         raise ProtocolError("this is no message of nnzoo's protocol")
     _, version, size = _START.unpack_from(data)
     if version != VERSION:

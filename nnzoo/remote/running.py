@@ -51,17 +51,23 @@ def run_requests(model: LanguageModel, requests: Sequence[bytes], limits: Limits
     >>> torch.equal(value, logits)
     True
     """
-    answers: dict[int, bytes] = {}
+    found = dict(answers(model, requests, limits, report))
+    return [found[number] for number in range(len(requests))]
+
+
+def answers(
+    model: LanguageModel, requests: Sequence[bytes], limits: Limits, report: Report
+) -> Iterator[tuple[int, bytes]]:
+    """The answers of `run_requests` one by one, each with its request's number, as soon as they are there."""
     with model.lock, _as_it_was(model):
         jobs = []
         for number, data in enumerate(requests):
             try:
                 jobs.append(read(number, data, model, limits))
             except Exception as error:  # whatever is wrong with it
-                answers[number] = failure(error)
+                yield number, failure(error)
         for group in groups(jobs, limits):
-            answers |= _run(group, model, limits, report)
-    return [answers[number] for number in range(len(requests))]
+            yield from _run(group, model, limits, report)
 
 
 def failure(error: BaseException, line: Line | None = None, code: str | None = None) -> bytes:
@@ -110,25 +116,25 @@ class _Anchor(Listener):
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def _run(group: list[Job], model: LanguageModel, limits: Limits, report: Report) -> dict[int, bytes]:
+def _run(group: list[Job], model: LanguageModel, limits: Limits, report: Report) -> Iterator[tuple[int, bytes]]:
     watch = Watch(model._model, limits, partial(_tell, group, report, model.config.n_layers))
     whole = join([job.new for job in group])
     try:
         found = _values(whole, watch)
-        return {job.number: _answer(job, found, whole, watch, limits) for job in group}
+        return iter([(job.number, _answer(job, found, whole, watch, limits)) for job in group])
     except Exception as error:
         if len(group) == 1:
-            return {group[0].number: failure(error, watch.line)}
+            return iter([(group[0].number, failure(error, watch.line))])
     finally:
         watch.run = None
         whole.recorder.close()
-    return {job.number: _again(job, model, limits, report) for job in group}
+    return ((job.number, _again(job, model, limits, report)) for job in group)
 
 
 def _again(job: Job, model: LanguageModel, limits: Limits, report: Report) -> bytes:
     """Alone, and from its beginning: with others it, or another of them, had an error."""
     alone = read(job.number, job.data, model, limits)
-    return _run([alone], model, limits, report)[job.number]
+    return next(_run([alone], model, limits, report))[1]
 
 
 def _values(whole: Replayed, watch: Watch) -> dict[Node, Any]:
