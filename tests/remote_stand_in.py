@@ -84,7 +84,7 @@ class StandIn:
             return refused(400, "protocol", str(error))
         name = message.fields["model"]
         if name not in self.models:
-            return refused(404, "model", f"no model {name!r} is served")
+            return refused(404, "model", f"this server has no model {name!r}; it has {', '.join(self.models)}")
         job = {
             "id": f"j{len(self.jobs)}",
             "key": key,

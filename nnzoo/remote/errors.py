@@ -71,7 +71,8 @@ def failure(fields: dict[str, Any]) -> Exception:
         message = message if where in message else f"{message} (recorded at {line})"
     raised = _RAISED.get(fields["type"])
     if code in _CODES or raised is None:
-        return refusal(code, message if code in _CODES else f"{fields['type']}: {message}")
+        is_ours = code in _CODES or fields["type"] == RemoteError.__name__
+        return refusal(code, message if is_ours else f"{fields['type']}: {message}")
     return raised(message)
 
 

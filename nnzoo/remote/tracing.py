@@ -204,16 +204,18 @@ class RemoteTracer(Tracer):
 
     def send(self) -> None:
         """Send what was recorded, and unless the trace is not to wait, fill in what comes back."""
-        recorder = self.recorder
+        recorder, blocking = self.recorder, self._target.blocking
         lazies = [lazy for ref in recorder.alive if (lazy := ref()) is not None]
-        roots = recorder.roots = sorted({one._node for one in lazies} & recorder.saved, key=lambda node: node.index)
         for lazy in lazies:
             if lazy._node not in recorder.saved:
                 lazy._recorder = NotHere(_not_saved(lazy._node))
-        if not roots and not recorder.effects:
+        held = {lazy._node for lazy in lazies}
+        asked = recorder.saved & held if blocking else recorder.saved  # a job's result() gives what nobody holds too
+        recorder.roots = sorted(asked, key=lambda node: node.index)
+        if not asked and not recorder.effects:
             return
-        job = self._execution.send(roots, self._fill)
-        if self._target.blocking:
+        job = self._execution.send(recorder.roots, self._fill)
+        if blocking:
             job.result()
             return
         for lazy in lazies:
