@@ -13,10 +13,10 @@ from torch import Tensor
 
 from nnzoo.remote.protocol import Message
 from nnzoo.remote.requests import Request
-from nnzoo.tracing.arguments import operands
+from nnzoo.tracing.arguments import name_of, operands
 from nnzoo.tracing.entries import Entry, Meta, Ref
-from nnzoo.tracing.graph import Call, Node
-from nnzoo.tracing.plan import needed
+from nnzoo.tracing.graph import Arrive, Call, Node, Put
+from nnzoo.tracing.recorder import Recorder
 
 Send = Callable[[bytes], Message]
 
@@ -30,9 +30,8 @@ def differentiable(request: Request, values: dict[Node, Any], send: Send) -> dic
     given = {name: t for name, t in request.given.items() if t.requires_grad}
     if not given or recorder.effects or not (recorder.modes.grad and torch.is_grad_enabled()):
         return values
-    nodes = [
-        node for node in values if node.meta is not None and node.meta.is_floating_point() and _learns(node, request)
-    ]
+    learning = _learning(request.nodes, recorder)
+    nodes = [node for node in values if node in learning and node.meta is not None and node.meta.is_floating_point()]
     if not nodes:
         return values
     later = _Later(request, [request.nodes.index(node) for node in nodes], [*given], send)
@@ -40,11 +39,27 @@ def differentiable(request: Request, values: dict[Node, Any], send: Send) -> dic
     return {**values, **dict(zip(nodes, outputs, strict=True))}
 
 
-def _learns(node: Node, request: Request) -> bool:
-    """Whether a value was made of a tensor that requires grad."""
-    sources = needed([node], request.recorded.recorder.puts, set())
-    calls = [one for one in sources if isinstance(one, Call)]
-    return any(t.requires_grad and not t.is_meta for call in calls for t in operands((call.args, call.kwargs))[1])
+def _learning(nodes: Sequence[Node], recorder: Recorder) -> set[Node]:
+    """The values that were made of tensors that require grad, as far as autograd follows them."""
+    found: set[Node] = set()
+    waiting = [node for node in nodes if not (isinstance(node, Call) and _is_cut_off(node, recorder))]
+    while fresh := [node for node in waiting if _is_made_of(node, found, recorder.puts)]:
+        found.update(fresh)
+        waiting = [node for node in waiting if node not in found]
+    return found
+
+
+def _is_cut_off(call: Call, recorder: Recorder) -> bool:
+    return not (call.modes or recorder.modes).grad or name_of(call.fn) in ("detach", "data")
+
+
+def _is_made_of(node: Node, found: set[Node], puts: Sequence[Node]) -> bool:
+    if isinstance(node, Arrive):
+        ((invoke, stage),) = node.needs.items()
+        changed = [one.place if isinstance(one, Put) else one.storage.place for one in puts if one in found]
+        return any(place.invoke is invoke and place.stage < stage for place in changed if place is not None)
+    constants = operands((node.args, node.kwargs))[1] if isinstance(node, Call) else []
+    return any(t.requires_grad and not t.is_meta for t in constants) or not found.isdisjoint(node.sources())
 
 
 class _Later:

@@ -155,8 +155,8 @@ class Client:
     def _no_answer(self, error: Exception) -> NoServer:
         why = str(error) or type(error).__name__
         return NoServer(
-            f"{self.host} does not answer ({why}); does a server run there (`nnzoo serve MODEL`), and is CONFIG.API.HOST "
-            "its address?"
+            f"{self.host} does not answer ({why}); does a server run there (`nnzoo serve MODEL`), and is "
+            "CONFIG.API.HOST its address?"
         )
 
 

@@ -130,6 +130,7 @@ class RemoteSession(Session):
     def __init__(self, model: "TracedModel", target: Target) -> None:
         super().__init__(model)
         self._target = target
+        target.connect()  # that no server is known is said at once
         self._program: Program | None = None
         self.generated: list[Generated] = []  # what `model.generate(prompt)` gave in it
 
