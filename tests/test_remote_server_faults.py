@@ -35,7 +35,7 @@ def key(keys):
 @pytest.fixture(scope="module")
 def tight(keys, key):
     """A server with one worker that gives little of everything, and asks for keys."""
-    options = {"workers": 1, "seconds": 1, "worker_memory": "700M", "request_bytes": "100K", "queued_jobs": 3}
+    options = {"workers": 1, "seconds": 2, "worker_memory": "350M", "request_bytes": "100K", "queued_jobs": 3}
     with Server(keys=keys, runner="remote_jobs:answers", patience=1, grace=2, **options) as running:
         yield running
 
@@ -119,9 +119,9 @@ def test_a_job_beyond_its_time_is_ended_with_its_worker(limited, tight):
 
 
 def test_a_job_that_needs_too_much_memory_is_ended_with_its_worker(limited):
-    answer = limited.answer(limited.queue(job("grow", mib=1200)))
+    answer = limited.answer(limited.queue(job("grow", mib=500)))
     assert (answer.kind, answer.fields["code"]) == ("error", "limit")
-    assert "700 MiB of memory" in answer.fields["message"]
+    assert "350 MiB of memory" in answer.fields["message"]
 
 
 # --- servers that end ------------------------------------------------------------------------------------------------
@@ -132,8 +132,8 @@ def test_what_a_killed_server_left_is_run_by_the_next(limited, tight, tmp_path):
     finished = limited.queue(job(name="finished", journal=str(journal)))
     limited.answer(finished)
     running = limited.queue(job("sleep", seconds=0.5, name="running", journal=str(journal)), Idempotency_Key="r")
-    queued = limited.queue(job(name="queued", journal=str(journal)))
     limited.until(running, "running")
+    queued = limited.queue(job(name="queued", journal=str(journal)))
     tight.restart(wait=False)
     assert (
         limited.queue(job("sleep", seconds=0.5, name="running", journal=str(journal)), Idempotency_Key="r") == running
@@ -149,11 +149,11 @@ def test_what_a_killed_server_left_is_run_by_the_next(limited, tight, tmp_path):
 def test_a_server_that_is_asked_to_end_lets_jobs_end_and_keeps_the_queue(limited, tight, tmp_path):
     journal = tmp_path / "journal"
     running = limited.queue(job("sleep", seconds=0.5, name="running", journal=str(journal)))
-    queued = limited.queue(job(name="queued", journal=str(journal)))
     limited.until(running, "running")
+    queued = limited.queue(job(name="queued", journal=str(journal)))
     assert tight.stop() == 0
     assert begun(journal) == ["running"]
-    tight.restart(wait=False)
+    tight.restart()
     assert [limited.answer(id).fields["log"] for id in (running, queued)] == [["running"], ["queued"]]
     assert begun(journal) == ["running", "queued"]
 
@@ -200,9 +200,7 @@ def test_a_reader_that_stands_still_is_dropped(limited, tight, key):
     with raw(tight, f"GET /jobs/{id}/result HTTP/1.1", key) as reader:
         reader.sendall(b"\r\n")
         time.sleep(2)
-        with pytest.raises(ConnectionResetError):
-            while reader.recv(2**20):
-                pass
+        assert sum(map(len, iter(lambda: reader.recv(2**20), b""))) < 30_000_000
 
 
 def test_a_slow_sender_is_given_up(tight, key):

@@ -38,8 +38,10 @@ class Events:
 
     def add(self, kind: str, data: dict[str, Any]) -> None:
         self._number += 1
-        superseded = [e for e in self._events if e.kind == kind][: None if kind in LATEST_ONLY else -MOST_LOG_LINES]
-        self._events = [e for e in self._events if e not in superseded] + [Event(self._number, kind, data)]
+        same = [event for event in self._events if event.kind == kind]
+        superseded = same if kind in LATEST_ONLY else same[: -MOST_LOG_LINES + 1]
+        self._events = [event for event in self._events if event not in superseded]
+        self._events.append(Event(self._number, kind, data))
         self._wake()
 
     def close(self) -> None:

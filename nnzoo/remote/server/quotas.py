@@ -29,7 +29,7 @@ class Quotas:
         """Whether one more job may come."""
         if self._jobs[owner] >= self._most_jobs:
             raise _too_much(
-                f"{self._jobs[owner]} jobs of this key wait or run, and no more than {self._most_jobs} may", 1
+                f"{self._jobs[owner]} jobs of this key wait or run, and no more than {self._most_jobs} may", 1.0
             )
         sent = self._recent(owner)
         if len(sent) >= self._per_minute:
@@ -47,7 +47,7 @@ class Quotas:
     def hold(self, owner: str, size: int, *, always: bool = False) -> None:
         """Count so many bytes more (or fewer, where negative), if there is room for them, or `always`."""
         if size > 0 and not always and self._bytes[owner] + size > self._most_bytes:
-            raise _too_much(f"requests of this key that wait or run may have {self._most_bytes} bytes together", 1)
+            raise _too_much(f"requests of this key that wait or run may have {self._most_bytes} bytes together", 1.0)
         _add(self._bytes, owner, size)
 
     def _recent(self, owner: str) -> deque[float]:
