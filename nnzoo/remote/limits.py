@@ -33,7 +33,7 @@ class Limits:
     tensor_bytes: int = 4 * GB  # of one value, as its shape tells: a view of less memory counts as what it looks like
     alive_bytes: int = 16 * GB  # of all values that are alive at once, as their shapes tell
     result_bytes: int = 1 * GB  # of all that comes back
-    seconds: float = 300.0  # from its start in a worker; looked at between nodes and between blocks
+    seconds: int | float = 300  # from its start in a worker; looked at between nodes and between blocks
 
     def check(self, name: str, asked: int | float, at: str = "", line: Line | None = None) -> None:
         """Raise LimitError where more is asked for; `at` says by which part of the request."""

@@ -4,15 +4,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import get_ident
 from typing import Any
 
 from torch import Tensor
 
 from nnzoo.architectures.hooks import HookPoint, Listener
+from nnzoo.remote.guards import check_numbers, guarded
 from nnzoo.remote.limits import Limits
 from nnzoo.tracing.functions import GraphError
-from nnzoo.tracing.graph import Call, Line, Node
+from nnzoo.tracing.graph import Call, Line, Node, fill
 from nnzoo.tracing.run import Run
 
 
@@ -101,6 +103,8 @@ class WatchedRun(Run):
         watch = self._watch
         watch.check_time()
         before, watch.line = watch.line, node.line
+        if isinstance(node, Call) and guarded(node.fn):
+            check_numbers(node.fn, *(fill(one, partial(self.operand, node)) for one in (node.args, node.kwargs)))
         if isinstance(node, Call) and node.writes:
             for one in node.inputs:
                 if one.storage is node.storage:

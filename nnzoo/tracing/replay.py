@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnzoo.generation import Decoder, Options, options_for
 from nnzoo.tracing.arguments import name_of, operands
-from nnzoo.tracing.call_checks import check_edits, metas_of
+from nnzoo.tracing.call_checks import check_arguments, check_edits, metas_of
 from nnzoo.tracing.entries import FIELDS, Entry, Meta, Parameter, Program, PromptEntry, Ref, about
 from nnzoo.tracing.execution import Execution
 from nnzoo.tracing.functions import GraphError, ModuleCall, decode_function
@@ -26,7 +26,7 @@ from nnzoo.tracing.infer import Answer, NeedsValues, infer
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.modes import Modes, restored
 from nnzoo.tracing.places import Places, View
-from nnzoo.tracing.recorder import Recorder
+from nnzoo.tracing.recorder import RANDOM, Recorder
 from nnzoo.tracing.shapes import Shapes
 from nnzoo.tracing.stored_tensors import weight_of
 
@@ -268,6 +268,10 @@ class _Replay:
         nodes, _ = operands((args, kwargs))
         if not nodes and fn is not torch.clone:
             raise GraphError("it uses no value of the trace")
+        if name_of(fn) == "data" and self._program.needs_grad:
+            fn = torch.Tensor.detach  # which tells autograd of edits: what it has kept may be indices
+        if name_of(fn) in RANDOM and random is None:
+            raise GraphError("it draws random numbers, and there is no state to draw them from")
         modes = None if modes is None else modes._replace(device_type=self._recorder.device.type)
         target = None if edits is None else self._nodes[edits]
         with restored(modes or self._recorder.modes):
@@ -311,6 +315,7 @@ class _Replay:
         if name_of(fn) in _TAKES_APART and any(size > MOST_PARTS for one in nodes for size in one.meta.shape):
             raise GraphError(f"a value with more than {MOST_PARTS} parts is taken apart")
         try:
+            check_arguments(fn, metas_of(args), metas_of(kwargs))
             check_edits(on_meta, args, kwargs, target, self._weights)
             metas = [one.meta for one in nodes]
             answer = infer(on_meta, metas_of(args), metas_of(kwargs), metas, self._recorder.device)
