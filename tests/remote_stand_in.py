@@ -31,6 +31,7 @@ class StandIn:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.runs = 0
         self.is_stopped = False  # jobs stay in the queue
+        self.is_left_out = False  # by tests through the wire
         self.events = ""
 
     @property

@@ -39,6 +39,10 @@ def everything_remote() -> Iterator[StandIn]:
         models.current = recorded.model
         return request_of(recorded, *args)
 
+    def asked(what: str, model: Any, how: dict[str, Any]) -> dict[str, Any]:
+        stays = server.is_left_out or how.get("grad") or (what == "generate" and model._tracer.get() is not None)
+        return how if stays else {"remote": True, **how}
+
     def save_all_and_send(tracer: RemoteTracer) -> None:
         recorder = tracer.recorder
         recorder.saved |= {lazy._node for ref in recorder.alive if (lazy := ref()) is not None}
@@ -48,16 +52,10 @@ def everything_remote() -> Iterator[StandIn]:
         patch.setattr(tracing, "request_of", sent)
         patch.setattr(RemoteTracer, "send", save_all_and_send)
         patch.setattr(
-            TracedModel,
-            "trace",
-            lambda model, *args, **how: trace(model, *args, **{"remote": not how.get("grad"), **how}),
+            TracedModel, "trace", lambda model, *args, **how: trace(model, *args, **asked("trace", model, how))
         )
         patch.setattr(
-            TracedModel, "generate", lambda model, *args, **how: generate(model, *args, **_remote(model, how))
+            TracedModel, "generate", lambda model, *args, **how: generate(model, *args, **asked("generate", model, how))
         )
-        patch.setattr(TracedModel, "session", lambda model, **how: session(model, **{"remote": True, **how}))
+        patch.setattr(TracedModel, "session", lambda model, **how: session(model, **asked("session", model, how)))
         yield server
-
-
-def _remote(model: Any, how: dict[str, Any]) -> dict[str, Any]:
-    return how if model._tracer.get() is not None else {"remote": True, **how}
