@@ -40,13 +40,18 @@ def untouched() -> Iterator[None]:
     assert torch.get_default_dtype() == torch.float32
 
 
-def graph_of(*calls: dict) -> bytes:
-    """A request of %0, a hidden state float64 [2, 6, 48], %1, ids int64 [2, 6], and some calls; the last is saved."""
+@cache
+def base() -> tuple[str, dict[str, Tensor]]:
     with tiny().trace(prompt(2, 6)) as tracer:
         tiny().transformer.h[0].output[0].save()
         tiny().transformer.wte.input.save()
         graph = tracer.graph
-        data, tensors = json.loads(graph.to_json()), graph.tensors
+        return graph.to_json(), graph.tensors
+
+
+def graph_of(*calls: dict) -> bytes:
+    """A request of %0, a hidden state float64 [2, 6, 48], %1, ids int64 [2, 6], and some calls; the last is saved."""
+    data, tensors = json.loads(base()[0]), base()[1]
     for one in calls:
         data["nodes"].append(one)
         settle(data, tensors)
@@ -124,10 +129,10 @@ def test_a_terabyte_is_refused_by_its_shape(fn_and_args: tuple[str, list]) -> No
 
 
 def test_many_values_of_a_lawful_size_are_too_much_together() -> None:
-    big = [call("torch.Tensor.repeat", [HIDDEN, 1000, 1, 1]) for _ in range(8)]  # 4.6 MB each
+    big = [call("torch.Tensor.repeat", [HIDDEN, 100, 1, 1]) for _ in range(8)]  # 0.46 MB each
     together = call("torch.cat", [{"list": [{"node": 2 + n} for n in range(8)]}])
-    assert refusal(tiny(), graph_of(*big, together), Limits(alive_bytes=60_000_000))["code"] == "limit"
-    (message,) = answers(tiny(), [graph_of(*big, together)], Limits(alive_bytes=80_000_000))
+    assert refusal(tiny(), graph_of(*big, together), Limits(alive_bytes=6_000_000))["code"] == "limit"
+    (message,) = answers(tiny(), [graph_of(*big, together)], Limits(alive_bytes=8_000_000))
     assert message.kind == "result"
 
 
@@ -231,8 +236,8 @@ def test_numbers_that_do_harm_are_refused(calls: list[dict], said: str) -> None:
 
 def test_what_autograd_has_kept_is_not_changed_behind_its_back() -> None:
     with tiny().trace(prompt(2, 6)) as tracer:
-        hidden, ids = tiny().transformer.h[0].output[0], tiny().transformer.wte.input
-        index = (ids[0] * 0).clone()
+        hidden = tiny().transformer.h[0].output[0]
+        index = (hidden[0, :, 0] * 0).long()
         loss = hidden.index_select(1, index).sum()
         index.data[:] = 10**9
         loss.backward()
@@ -260,8 +265,8 @@ def test_the_memory_of_a_weight_is_not_edited_however_it_came_there() -> None:
 
 def test_no_module_hands_out_a_weight() -> None:
     """Every module of the model, applied to whatever it takes, and its result overwritten."""
-    for path in ("transformer.wte", "transformer.wpe", "transformer.ln_f", "transformer.h.1.mlp", "lm_head"):
-        arg = IDS if path.endswith(("wte", "wpe")) else HIDDEN
+    for path in ("transformer.wte", "transformer.ln_f", "transformer.h.1.mlp", "lm_head"):
+        arg = IDS if path.endswith("wte") else HIDDEN
         request = graph_of(call(f"model:{path}", [arg]), call("torch.Tensor.zero_", [LAST], edits=2))
         (message,) = answers(tiny(), [request])
         assert message.kind == "result", message.fields
@@ -270,7 +275,7 @@ def test_no_module_hands_out_a_weight() -> None:
 def test_every_function_of_the_list_is_run_or_refused() -> None:
     """On a hidden state and on ids, which few of them take; none changes a weight or ends the process."""
     kinds = set()
-    for name in sorted(allowed())[::3]:
+    for name in sorted(allowed())[::20]:
         for args in ([HIDDEN], [HIDDEN, IDS], [IDS, HIDDEN, WEIGHT]):
             (message,) = answers(tiny(), [graph_of(call(name, args))])
             kinds.add(message.kind)
@@ -300,7 +305,7 @@ def stored() -> tuple[dict, dict[str, Tensor]]:
     return found
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(choices=st.data())
 def test_any_change_of_a_graph_is_answered(choices: st.DataObject) -> None:
     requests = []

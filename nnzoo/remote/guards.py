@@ -32,4 +32,4 @@ def _no_overflow(values: list) -> None:
 
 
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
-_CHECKS = {"eigvals": _finite} | dict.fromkeys(("div", "divide", "div_", "divide_"), _no_overflow)
+_CHECKS = {"linalg_eigvals": _finite} | dict.fromkeys(("div", "divide", "div_", "divide_"), _no_overflow)

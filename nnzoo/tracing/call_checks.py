@@ -104,5 +104,6 @@ _CHECKS: dict[str, Callable[[tuple, dict], None]] = {
     "pad": _padding,
     "embedding": _embedding,
     "matrix_power": _power,
+    "linalg_matrix_power": _power,
     "scaled_dot_product_attention": _attention,
 }
