@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class Decoding:
     """The decoders of a trace's prompts."""
 
-    def __init__(self, model: "TracedModel", streamer: Any) -> None:
+    def __init__(self, model: "TracedModel", streamer: Any = None, generator: torch.Generator | None = None) -> None:
         self._model, self._streamer = model, streamer
-        self._drawing: Invoke | None = None  # the first prompt whose tokens are drawn from torch's generator
+        self._generator = generator  # of the tokens that are drawn; None: one that stands where torch's then stands
+        self.drawing: Invoke | None = None  # the first prompt whose tokens are drawn from torch's generator
         self.heard: Invoke | None = None  # the prompt of whose tokens the streamer hears
 
     def decode(self, invoke: Invoke, options: Options | dict[str, Any], streamer: Any = None) -> None:
@@ -40,9 +41,9 @@ class Decoding:
 
     def _numbers(self, invoke: Invoke) -> torch.Generator:
         """What a prompt's tokens are drawn from: what torch would draw next, and for further prompts other numbers."""
-        generator = fork(self._model.device)
-        if self._drawing is None:
-            self._drawing = invoke
+        generator = self._generator or fork(self._model.device)
+        if self.drawing is None:
+            self.drawing = invoke
         else:
             generator.manual_seed(
                 int(torch.randint(2**62, (), generator=generator, device=generator.device)) + invoke.index
@@ -67,6 +68,10 @@ class Decoding:
         yield
         if self.heard is not None:
             self.heard.decoder.stream.end(decoders[self.heard])
-        drawn = None if self._drawing is None or self._drawing not in decoders else decoders[self._drawing].generator
+        self.adopt(decoders)
+
+    def adopt(self, decoders: Mapping[Invoke, Any]) -> None:
+        """Let torch's random numbers go on from where a generation that is over has left them."""
+        drawn = None if self.drawing is None or self.drawing not in decoders else decoders[self.drawing].generator
         if drawn is not None:
             adopt(drawn)

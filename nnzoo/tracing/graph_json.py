@@ -31,8 +31,18 @@ _EARLIER = ("of", "by")  # fields that number an earlier node
 
 def encode(program: Program, model: Any, device: torch.device) -> tuple[str, dict[str, Tensor]]:
     """JSON and tensors of a program; weights of the `model` are named instead of kept."""
+    store = store_for(program, model, device)
+    return write(program, store), store.tensors
+
+
+def store_for(program: Program, model: Any, device: torch.device) -> TensorStore:
+    """Where the tensors of a program go; weights of the `model` are named instead of kept."""
     follows = program.grad or any(e.kind == "backward" or e.fn is torch.autograd.grad for e in program.entries)
-    store = TensorStore(model, device, follows_gradients=follows)
+    return TensorStore(model, device, follows_gradients=follows)
+
+
+def write(program: Program, store: TensorStore) -> str:
+    """The JSON of a program, whose tensors are put into the store."""
     data = {
         "format": FORMAT,
         "version": VERSION,
@@ -49,7 +59,7 @@ def encode(program: Program, model: Any, device: torch.device) -> tuple[str, dic
         "saved": list(program.saved),
         "tensors": store.about,
     }
-    return json.dumps(data, allow_nan=False), store.tensors
+    return json.dumps(data, allow_nan=False)
 
 
 def _encode_entry(number: int, entry: Entry, store: TensorStore) -> dict[str, Any]:

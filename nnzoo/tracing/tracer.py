@@ -48,6 +48,7 @@ class Tracer:
     ended = "a step of a generation that was not made"  # what values belong to that are not there afterwards
     outer: "Tracer | None" = None  # the trace in whose body this one stands
     began = left = False
+    is_remote = False  # whether a server runs it
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Tracer:
         grad: bool = False,
         max_batch: int | None = None,
         streamer: Any = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         self.model = model
         self.step = 0  # which step of a generation the body speaks of
@@ -71,7 +73,7 @@ class Tracer:
         self._places = Places(self.recorder, self._shapes, model.skeleton.hook_points)
         self._scope: list[Invoke] = []  # whose rows the body speaks of
         self._prompt = prompt
-        self._decoding = Decoding(model, streamer)
+        self._decoding = Decoding(model, streamer, generator)
         self.ahead: dict[str, int] = {}  # by how many steps `.next()` has moved a module on
         self._at_the_end: list[Callable[[], None]] = []
         self._edits: dict[Invoke, list[Playback]] = {}
@@ -101,6 +103,21 @@ class Tracer:
         return kind is Stop
 
     def _finish(self) -> None:
+        self._complete()
+        lazies = held(self.recorder)
+        nodes = [lazy._node for lazy in lazies]
+        if self._decoding.heard is not None:
+            nodes.append(self._ids_of(self._decoding.heard)._node)  # all steps are made for who hears of them
+        self.recorder.roots = nodes
+        if nodes or self.recorder.effects:
+            with_graph = self._grad or not self.gradients.any
+            with self._decoding.final(self._execution.decoders):
+                values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
+            fill_in(lazies, values, with_graph=with_graph)
+        self._drop_steps_not_made()
+
+    def _complete(self) -> None:
+        """The body is over: what it left to its end is recorded. Raises TraceError where something is missing."""
         if not self.invokes:
             raise TraceError("the trace has no prompt: model.trace(prompt), or `with tracer.invoke(prompt):` inside it")
         self.gradients.check_complete()
@@ -113,16 +130,8 @@ class Tracer:
             )
         for last in self._at_the_end:
             last()
-        lazies = held(self.recorder)
-        nodes = [lazy._node for lazy in lazies]
-        if self._decoding.heard is not None:
-            nodes.append(self._ids_of(self._decoding.heard)._node)  # all steps are made for who hears of them
-        self.recorder.roots = nodes
-        if nodes or self.recorder.effects:
-            with_graph = self._grad or not self.gradients.any
-            with self._decoding.final(self._execution.decoders):
-                values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
-            fill_in(lazies, values, with_graph=with_graph)
+
+    def _drop_steps_not_made(self) -> None:
         for steps in self.recorder.lists:  # the text may have ended before the last of them
             steps[:] = [value for value in steps if not isinstance(value, LazyTensor)]
 
@@ -137,7 +146,7 @@ class Tracer:
 
     def add(self, prompt: Prompt) -> Invoke:
         """Add a prompt's rows to the trace."""
-        invoke = Invoke(len(self.invokes), prompt.tokens, prompt.attention_mask, prompt.labels)
+        invoke = Invoke(self._next_index(), prompt.tokens, prompt.attention_mask, prompt.labels)
         if self._options is not None:
             invoke.last_only = True
             self._decoding.decode(invoke, self._options)
@@ -146,6 +155,9 @@ class Tracer:
             self._places.put([invoke], "hook_embed", 0, prompt.embeds)
         self._edits[invoke] = [Playback(edit, self, invoke) for edit in self.model.edits]
         return invoke
+
+    def _next_index(self) -> int:
+        return len(self.invokes)
 
     def generate(self, options: dict[str, Any], streamer: Any = None) -> LazyTensor:
         """Let the prompts that the body speaks of be generated from; what was edited so far holds in the first pass.
