@@ -32,6 +32,7 @@ BEGIN = -1  # before the first hook point of a step
 LATEST = sys.maxsize
 END = Stage(LATEST, 0)  # the pass is over, the last step of a generation included
 AFTER = Stage(LATEST, 1)  # then come the backward passes
+BEYOND = Stage(LATEST, 2)  # after all there is
 
 Needs = Mapping["Invoke", Stage]
 NOTHING: Needs = {}
@@ -225,6 +226,12 @@ def fill(value: Any, operand: Callable[[Node], Any]) -> Any:
     if isinstance(value, slice):
         return slice(*(fill(part, operand) for part in (value.start, value.stop, value.step)))
     return value
+
+
+def place_of(change: Node) -> Place:
+    """The place that a node changes, where it changes one."""
+    assert change.storage.place is not None
+    return change.storage.place
 
 
 def together(nodes: Iterable[Node]) -> Needs:

@@ -44,7 +44,8 @@ class PlanView:
 def view_plan(model: Any, recorder: Recorder, roots: Sequence[Node], max_batch: int | None) -> PlanView:
     """The plan of what has been recorded, with nothing run yet."""
     asked = [*roots, *recorder.effects]
-    planned = plan(asked, recorder.puts, recorder.passes, set(), max_batch)
+    planned = plan(asked, recorder.puts, max_batch)
+    assert planned is not None, "a recorder refuses what no order of passes gives"
     run = Run()
     run.expect(planned, asked)
     run.differentiated |= recorder.differentiated
@@ -74,7 +75,7 @@ def _view_pass(model: Any, one: Pass, run: Run) -> PassView:
         to_the_end=last.is_end,
         stops_at=_name_of(last, order),
         unembeds=reached >= order["unembed.hook_in"],
-        only_last=generates or reads_only_last(run, one.stages, order),
+        only_last=generates or reads_only_last(run, one.stages, one.awaits, order),
     )
 
 

@@ -1,78 +1,60 @@
-"""Which invokes may share a pass of the model, and which must wait for another's.
+"""What the passes of several prompts need of each other.
 
-A value of one prompt may go into any layer of another. If it goes upward, or stays at its place, both prompts run in
-one batch; if it goes down, the other prompt runs in a later pass.
+A value of one prompt may go into any layer of another: the other's pass waits at that layer until the value is there.
+Only a circle is impossible, where a place needs what comes later in its own pass, by way of whatever prompts.
 """
 
-from collections.abc import Iterable
-
-from nnzoo.tracing.graph import Invoke
+from nnzoo.tracing.graph import BEYOND, Invoke, Stage
 
 
 class PassOrder:
-    """What has been recorded of the order of passes."""
+    """What has been recorded of it: how far one prompt's pass must have come before another's leaves a stage."""
 
     def __init__(self) -> None:
-        self._after: dict[Invoke, dict[Invoke, bool]] = {}  # {a: {b: True}}: b's pass comes after a's; False: or is it
+        self._after: dict[Invoke, dict[Invoke, list[tuple[Stage, Stage]]]] = {}  # {a: {b: [(a comes to, b leaves)]}}
+        self._goes_down = False  # without a value that goes down there is no circle
 
-    def require(self, first: Invoke, second: Invoke, *, apart: bool) -> bool:
-        """The pass of `second` is not before that of `first`, and `apart` from it if so asked; False: impossible."""
-        known = self._after.setdefault(first, {})
-        if second in known and known[second] >= apart:
-            return True
-        if any(apart or strict for strict in self._ways(second, first)):
-            return False
-        known[second] = apart
-        return True
+    def require(self, first: Invoke, comes_to: Stage, second: Invoke, leaves: Stage) -> Stage | None:
+        """`first` comes to a stage before `second` leaves another one.
+
+        What comes back, where that is impossible, is a later stage of `second` which `first` needs to come so far.
+        """
+        if first is second:
+            return comes_to if comes_to > leaves else None
+        known = self._after.get(first, {}).get(second, [])
+        if any(far >= comes_to and early <= leaves for far, early in known):
+            return None
+        down = comes_to > leaves
+        if (down or self._goes_down) and (obstacle := self._obstacle(first, comes_to, second, leaves)):
+            return obstacle
+        self._goes_down |= down
+        kept = [(far, early) for far, early in known if far > comes_to or early < leaves]
+        self._after.setdefault(first, {})[second] = [*kept, (comes_to, leaves)]
+        return None
 
     def leads(self, first: Invoke, second: Invoke) -> bool:
         """Whether something of `second` was made of something of `first`."""
-        return any(True for _ in self._ways(first, second))
-
-    def passes(self, invokes: Iterable[Invoke]) -> list[list[Invoke]]:
-        """The invokes of each pass, in the order of the passes, as few as possible."""
-        number = dict.fromkeys(invokes, 0)
-        moved = True
-        while moved:
-            moved = False
-            for first, seconds in self._after.items():
-                for second, apart in seconds.items():
-                    if first in number and second in number and number[second] < number[first] + apart:
-                        number[second], moved = number[first] + apart, True
-        return [[i for i, n in number.items() if n == p] for p in sorted(set(number.values()))]
-
-    def together(self, invokes: list[Invoke], most: int) -> list[list[Invoke]]:
-        """A pass split into several of at most `most` rows; invokes that use each other's values stay together."""
-        parts: list[list[Invoke]] = []
-        for group in self._bound(invokes):
-            rows = sum(i.rows for i in group)
-            if parts and sum(i.rows for i in parts[-1]) + rows <= most:
-                parts[-1] += group
-            else:
-                parts.append(group)
-        return parts
-
-    def _bound(self, invokes: list[Invoke]) -> list[list[Invoke]]:
-        """Groups of which none needs a later one."""
-        groups: list[list[Invoke]] = []
-        left = list(invokes)
-        while left:
-            reach = {i: {j for j in left if self.leads(i, j)} | {i} for i in left}
-            first = min(left, key=lambda i: (sum(i in reach[j] for j in left if j not in reach[i]), i.index))
-            group = [j for j in left if j in reach[first] and first in reach[j]]
-            groups.append(group)
-            left = [i for i in left if i not in group]
-        return groups
-
-    def _ways(self, start: Invoke, goal: Invoke) -> Iterable[bool]:
-        """For the ways from one invoke to another, whether passes come apart on them."""
-        waiting, seen = [(start, False)], {(start, False)}
+        waiting, seen = [first], {first}
         while waiting:
-            here, apart = waiting.pop()
-            for there, strict in self._after.get(here, {}).items():
-                state = (there, apart or strict)
-                if there is goal:
-                    yield state[1]
-                if state not in seen:
-                    seen.add(state)
-                    waiting.append(state)
+            for there in self._after.get(waiting.pop(), {}):
+                if there is second:
+                    return True
+                if there not in seen:
+                    seen.add(there)
+                    waiting.append(there)
+        return False
+
+    def _obstacle(self, goal: Invoke, comes_to: Stage, start: Invoke, leaves: Stage) -> Stage | None:
+        """A stage after the one that `start` leaves, which it must come to before `goal` comes to its own."""
+        lowest = {start: leaves, goal: comes_to}  # the first stage that a prompt leaves only after `start` left its own
+        waiting: list[tuple[Invoke, Stage, Stage | None]] = [(start, leaves, None)]
+        while waiting:
+            here, left, first = waiting.pop()
+            for there, pairs in self._after.get(here, {}).items():
+                for far, early in pairs:
+                    if far > left and early < lowest.get(there, BEYOND):
+                        if there is goal:
+                            return first or far
+                        lowest[there] = early
+                        waiting.append((there, early, first or far))
+        return None

@@ -1,18 +1,26 @@
 """From what is asked to what must run: the nodes that count, in which pass of which prompts, at which stage."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from nnzoo.tracing.graph import AFTER, Invoke, Node, Stage
-from nnzoo.tracing.pass_order import PassOrder
+from nnzoo.tracing.graph import AFTER, BEYOND, Invoke, Node, Stage, place_of
+from nnzoo.tracing.schedule import START, Leg, Standing, Tie, schedule
+
+BEFORE = -1  # the number of the pass that has been
 
 
 @dataclass(eq=False)
 class Pass:
-    """One run of the model over some prompts: what is to be done at each of its stages."""
+    """One run of the model over some prompts, or a part of one: what is to be done at each of its stages.
+
+    At the last one it may wait for other passes, which make what changes the place where it stands.
+    """
 
     invokes: list[Invoke]
     stages: dict[Stage, list[Node]] = field(default_factory=dict)
+    awaits: list[Node] = field(default_factory=list)  # changes of the place where it stops, which others make
+    awaited: list[Node] = field(default_factory=list)  # those of the place where the part before it stopped
+    part: int = 0  # of the run of the model
 
 
 @dataclass(eq=False)
@@ -24,32 +32,105 @@ class Plan:
     passes: list[Pass]
 
 
-def plan(roots: Iterable[Node], puts: Iterable[Node], order: PassOrder, done: set[Node], max_batch: int | None) -> Plan:
-    """What must run to give the roots; nodes that are `done` have their values already."""
-    nodes = needed(roots, puts, done)
+def plan(
+    roots: Iterable[Node],
+    puts: Iterable[Node],
+    max_batch: int | None,
+    done: frozenset[Node] | set[Node] = frozenset(),
+    standing: Sequence[Standing] = (),
+) -> Plan | None:
+    """What must run to give the roots; nodes that are `done` have their values already.
+
+    None: it cannot be had with passes standing where they do.
+    """
+    nodes, changes = needed(roots, puts, done)
     invokes = sorted({i for node in nodes for i in node.needs}, key=lambda i: i.index)
-    groups = order.passes(invokes)
-    if max_batch is not None:
-        groups = [part for group in groups for part in order.together(group, max_batch)]
-    passes = [Pass(group) for group in groups]
-    number = {invoke: n for n, group in enumerate(groups) for invoke in group}
-    before: list[Node] = []
-    for node in nodes:
-        if node in done:
-            continue
-        if not node.needs:
-            before.append(node)
-            continue
-        n, stage = max((number[invoke], stage) for invoke, stage in node.needs.items())
-        passes[n].stages.setdefault(stage, []).append(node)
-    for one in passes:
-        if AFTER in one.stages:
-            one.stages[AFTER] = sources_first(one.stages[AFTER])
-    return Plan(nodes, before, passes)
+    fresh = [node for node in nodes if node not in done] if done else nodes
+    if len(invokes) <= 1 and not standing:
+        legs: list[Leg] | None = [Leg(invokes, BEYOND)] if invokes else []
+    else:
+        legs = schedule(invokes, _ties(changes), max_batch, [one for one in standing if _any_of(one, invokes)])
+    if legs is None:
+        return None
+    timetable = _Timetable(legs, standing)
+    before = [node for node in fresh if not timetable.place(node)]
+    timetable.await_changes([node for node in changes if node not in done])
+    return Plan(nodes, before, timetable.passes())
 
 
-def needed(roots: Iterable[Node], puts: Iterable[Node], done: set[Node]) -> list[Node]:
-    """The nodes that must run to give the roots, in program order.
+def _any_of(standing: Standing, invokes: list[Invoke]) -> bool:
+    return any(i in invokes for i in standing.invokes)
+
+
+def _ties(changes: list[Node]) -> set[Tie]:
+    """What changes of places say of the order of passes."""
+    ties = set()
+    for node in changes:
+        place = place_of(node)
+        for invoke, stage in node.needs.items():
+            if invoke is not place.invoke:
+                ties.add(Tie(invoke, stage, place.invoke, place.stage))
+    return ties
+
+
+class _Timetable:
+    """Which node runs in which part of which pass."""
+
+    def __init__(self, legs: list[Leg], standing: Sequence[Standing]) -> None:
+        self._passes = [Pass(leg.invokes, {leg.until: []} if leg.until != BEYOND else {}) for leg in legs]
+        self._numbers: dict[Invoke, list[tuple[Stage, int]]] = {}  # the parts of its pass, and how far each goes
+        for n, (invokes, until) in [*((BEFORE, one) for one in standing), *enumerate(legs)]:
+            for invoke in invokes:
+                self._numbers.setdefault(invoke, []).append((until, n))
+        self._at: dict[Node, int] = {}
+
+    def place(self, node: Node) -> bool:
+        """Put a node where the last of what it needs comes; False: before all passes."""
+        needs = node.needs
+        if not needs:
+            return False
+        number, stage = max([(self._number(invoke, stage), stage) for invoke, stage in needs.items()])
+        self._at[node] = number
+        if number == BEFORE:
+            return False
+        self._passes[number].stages.setdefault(stage, []).append(node)
+        return True
+
+    def _number(self, invoke: Invoke, stage: Stage) -> int:
+        parts = self._numbers[invoke]
+        return next(n for until, n in parts if stage <= until) if len(parts) > 1 else parts[0][1]
+
+    def await_changes(self, changes: list[Node]) -> None:
+        """Tell the parts of passes of what is changed between them."""
+        for node in changes:
+            place = place_of(node)
+            parts = self._numbers[place.invoke]
+            if len(parts) == 1:
+                continue
+            here = self._number(place.invoke, place.stage)
+            if here == self._at[node] and here != BEFORE:
+                continue
+            if here != BEFORE:
+                self._passes[here].awaits.append(node)
+            for _, n in parts:
+                if n > here:
+                    self._passes[n].awaited.append(node)
+                    break
+
+    def passes(self) -> list[Pass]:
+        """Those in which something is to be done."""
+        parts: dict[Invoke, int] = {}
+        for one in self._passes:
+            one.part = parts[one.invokes[0]] = parts.get(one.invokes[0], -1) + 1
+            if AFTER in one.stages:
+                one.stages[AFTER] = sources_first(one.stages[AFTER])
+        return [one for one in self._passes if one.stages]
+
+
+def needed(
+    roots: Iterable[Node], puts: Iterable[Node], done: frozenset[Node] | set[Node]
+) -> tuple[list[Node], list[Node]]:
+    """The nodes that must run to give the roots, in program order, and which of them change places.
 
     Everything that changes a place counts whose stage its pass goes through on the way to what is needed of it.
     """
@@ -59,18 +140,18 @@ def needed(roots: Iterable[Node], puts: Iterable[Node], done: set[Node]) -> list
         _collect(root, found, last, done)
         for write in root.storage.writes:  # the tensor that comes back shows every edit of its memory
             _collect(write, found, last, done)
-    waiting = [node for node in puts if node not in found]
     more = True
     while more:
         more = False
-        for node in waiting:
-            if node not in found and any(i in last and stage <= last[i] for i, stage in node.needs.items()):
+        for node in puts:
+            place = place_of(node)
+            if node not in found and place.stage <= last.get(place.invoke, START):
                 _collect(node, found, last, done)
                 more = True
-    return sorted(found, key=lambda node: node.index)
+    return sorted(found, key=lambda node: node.index), [node for node in puts if node in found]
 
 
-def _collect(root: Node, found: set[Node], last: dict[Invoke, Stage], done: set[Node]) -> None:
+def _collect(root: Node, found: set[Node], last: dict[Invoke, Stage], done: frozenset[Node] | set[Node]) -> None:
     waiting = [root]
     while waiting:
         node = waiting.pop()

@@ -338,13 +338,12 @@ class Recorder:
         before. Raises TraceError where that is impossible.
         """
         for invoke, stage in node.needs.items():
-            late = stage > place.stage
-            possible = not late if invoke is place.invoke else self.passes.require(invoke, place.invoke, apart=late)
-            if not possible:
-                raise TraceError(self._too_late(place, invoke, stage))
-        node.needs = {place.invoke: place.stage}
+            obstacle = self.passes.require(invoke, stage, place.invoke, place.stage)
+            if obstacle is not None:
+                raise TraceError(self._too_late(place, invoke, stage, obstacle))
+        node.needs = {**node.needs, place.invoke: place.stage}
 
-    def _too_late(self, place: Place, source: Invoke, stage: Stage) -> str:
+    def _too_late(self, place: Place, source: Invoke, stage: Stage, obstacle: Stage) -> str:
         value = self.name_of_stage(stage)
         if source is place.invoke:
             return (
@@ -352,8 +351,9 @@ class Recorder:
                 "trace of its own first, or clone what you want to change: value.clone()"
             )
         return (
-            f"{place.hook} of {place.invoke} cannot be set from {value} of {source}, whose pass needs a value of "
-            f"{place.invoke} first. Take one of the two from a trace of its own"
+            f"{place.hook} of {place.invoke} cannot be set from {value} of {source}, which needs "
+            f"{self.name_of_stage(obstacle)} of {place.invoke} first, and that comes later. Take one of the two from a "
+            "trace of its own"
         )
 
     def name_of_stage(self, stage: Stage) -> str:

@@ -30,8 +30,8 @@ class Run:
         self._waiting: dict[Storage, deque[Node]] = {}  # readers of edited memory, less those at the head that have run
         self._before_edit: dict[tuple[Node, Node], Tensor] = {}  # (reader, operand) -> the operand as it was
 
-    def expect(self, plan: Plan, roots: Iterable[Node]) -> None:
-        """Get ready to run a plan's nodes and to keep the roots."""
+    def expect(self, plan: Plan, roots: Iterable[Node], alive: Iterable[Node] = ()) -> None:
+        """Get ready to run a plan's nodes and to keep the roots, and of what has run what may be asked for again."""
         self.needed = set(plan.nodes)
         self._waiting.clear()
         fresh = [node for node in plan.nodes if node not in self.done]
@@ -40,6 +40,7 @@ class Run:
         self.roots = set(roots)
         self._uses.update(self.roots)
         self._uses.update(node for node in fresh if node.is_taken)
+        self._uses.update(node for node in alive if node in self.done)
         self.values = {node: value for node, value in self.values.items() if self._uses[node]}
 
     @property

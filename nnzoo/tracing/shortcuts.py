@@ -41,13 +41,15 @@ def _all_replaced(nodes: list[Node], invokes: Sequence[Invoke]) -> bool:
     return put == set(invokes) and not any(isinstance(node, Arrive) for node in nodes)
 
 
-def reads_only_last(run: Run, stages: dict[Stage, list[Node]], order: dict[str, int]) -> bool:
+def reads_only_last(run: Run, stages: dict[Stage, list[Node]], awaits: list[Node], order: dict[str, int]) -> bool:
     """Whether of the logits all that is asked for is the last position's."""
     stage = Stage(0, order[LOGITS])
     if stage not in stages or any(Stage(0, order[hook]) in stages for hook in UNEMBED - {LOGITS}):
         return False
     nodes = stages[stage]
-    if any(isinstance(node, Put) or (isinstance(node, Call) and node.writes and node.storage.place) for node in nodes):
+    if awaits or any(
+        isinstance(node, Put) or (isinstance(node, Call) and node.writes and node.storage.place) for node in nodes
+    ):
         return False
     return all(_last_only(node, 1, run) for node in nodes if isinstance(node, Arrive))
 
