@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnzoo.architectures.hooks import HookShapeError
 from nnzoo.tracing.arguments import lazies, name_of, with_nodes
-from nnzoo.tracing.graph import AFTER, Given, Needs, Node, place_of, together
+from nnzoo.tracing.graph import AFTER, Given, Needs, Node, changed_by, together
 from nnzoo.tracing.infer import Answer
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.recorder import Recorder, TraceError
@@ -180,8 +180,8 @@ class Gradients:
             if late.intersection(one.inputs + one.after):
                 late.add(one)
                 one.needs = together((*one.inputs, *one.after))
-                if one in changes:
-                    self._recorder.settle(one, place_of(one))
+                if one in changes and (place := changed_by(one)):
+                    self._recorder.settle(one, place)
 
     # --- gradients -----------------------------------------------------------------------------------------------
 

@@ -161,7 +161,6 @@ class Put(Node):
     """From here on, the value of a place is another one."""
 
     place: Place
-    is_taken = True
 
     def run(self, operand: Callable[[Node], Any]) -> Any:
         return operand(self.inputs[0])
@@ -228,10 +227,13 @@ def fill(value: Any, operand: Callable[[Node], Any]) -> Any:
     return value
 
 
-def place_of(change: Node) -> Place:
-    """The place that a node changes, where it changes one."""
-    assert change.storage.place is not None
-    return change.storage.place
+def changed_by(node: Node) -> Place | None:
+    """The place that a node changes, unless another value has been put there since."""
+    place = node.storage.place
+    if place is None:
+        return None
+    changes = place.current is node if isinstance(node, Put) else place.current.storage is node.storage
+    return place if changes else None
 
 
 def together(nodes: Iterable[Node]) -> Needs:

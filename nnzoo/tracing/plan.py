@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from nnzoo.tracing.graph import AFTER, BEYOND, Invoke, Node, Stage, place_of
+from nnzoo.tracing.graph import AFTER, BEYOND, Invoke, Node, Place, Stage, changed_by
 from nnzoo.tracing.schedule import START, Leg, Standing, Tie, schedule
 
 BEFORE = -1  # the number of the pass that has been
@@ -28,6 +28,7 @@ class Plan:
     """What must run to give some roots."""
 
     nodes: list[Node]
+    changes: list[Node]  # of them: what places hold when passes leave them
     before: list[Node]  # those that need no pass
     passes: list[Pass]
 
@@ -54,19 +55,20 @@ def plan(
         return None
     timetable = _Timetable(legs, standing)
     before = [node for node in fresh if not timetable.place(node)]
-    timetable.await_changes([node for node in changes if node not in done])
-    return Plan(nodes, before, timetable.passes())
+    for node, place in changes.items():
+        if node not in done:
+            timetable.await_change(node, place)
+    return Plan(nodes, list(changes), before, timetable.passes())
 
 
 def _any_of(standing: Standing, invokes: list[Invoke]) -> bool:
     return any(i in invokes for i in standing.invokes)
 
 
-def _ties(changes: list[Node]) -> set[Tie]:
+def _ties(changes: dict[Node, Place]) -> set[Tie]:
     """What changes of places say of the order of passes."""
     ties = set()
-    for node in changes:
-        place = place_of(node)
+    for node, place in changes.items():
         for invoke, stage in node.needs.items():
             if invoke is not place.invoke:
                 ties.add(Tie(invoke, stage, place.invoke, place.stage))
@@ -100,22 +102,19 @@ class _Timetable:
         parts = self._numbers[invoke]
         return next(n for until, n in parts if stage <= until) if len(parts) > 1 else parts[0][1]
 
-    def await_changes(self, changes: list[Node]) -> None:
-        """Tell the parts of passes of what is changed between them."""
-        for node in changes:
-            place = place_of(node)
-            parts = self._numbers[place.invoke]
-            if len(parts) == 1:
-                continue
-            here = self._number(place.invoke, place.stage)
-            if here == self._at[node] and here != BEFORE:
-                continue
-            if here != BEFORE:
-                self._passes[here].awaits.append(node)
-            for _, n in parts:
-                if n > here:
-                    self._passes[n].awaited.append(node)
-                    break
+    def await_change(self, node: Node, place: Place) -> None:
+        """Tell the parts of a pass of what is changed between them."""
+        parts = self._numbers[place.invoke]
+        if len(parts) == 1:
+            return
+        here = self._number(place.invoke, place.stage)
+        if here == self._at[node] != BEFORE:
+            return
+        if here != BEFORE:
+            self._passes[here].awaits.append(node)
+        after = next((n for _, n in parts if n > here), None)
+        if after is not None:
+            self._passes[after].awaited.append(node)
 
     def passes(self) -> list[Pass]:
         """Those in which something is to be done."""
@@ -129,8 +128,8 @@ class _Timetable:
 
 def needed(
     roots: Iterable[Node], puts: Iterable[Node], done: frozenset[Node] | set[Node]
-) -> tuple[list[Node], list[Node]]:
-    """The nodes that must run to give the roots, in program order, and which of them change places.
+) -> tuple[list[Node], dict[Node, Place]]:
+    """The nodes that must run to give the roots, in program order, and what places hold when passes leave them.
 
     Everything that changes a place counts whose stage its pass goes through on the way to what is needed of it.
     """
@@ -140,15 +139,15 @@ def needed(
         _collect(root, found, last, done)
         for write in root.storage.writes:  # the tensor that comes back shows every edit of its memory
             _collect(write, found, last, done)
+    changes = {node: place for node in puts if (place := changed_by(node)) is not None}
     more = True
     while more:
         more = False
-        for node in puts:
-            place = place_of(node)
+        for node, place in changes.items():
             if node not in found and place.stage <= last.get(place.invoke, START):
                 _collect(node, found, last, done)
                 more = True
-    return sorted(found, key=lambda node: node.index), [node for node in puts if node in found]
+    return sorted(found, key=lambda node: node.index), {node: changes[node] for node in changes if node in found}
 
 
 def _collect(root: Node, found: set[Node], last: dict[Invoke, Stage], done: frozenset[Node] | set[Node]) -> None:

@@ -302,7 +302,8 @@ class Recorder:
     def _edit(self, node: Call) -> None:
         storage = node.storage
         if storage.place is not None:
-            self.settle(node, storage.place)
+            if storage.place.current.storage is storage:
+                self.settle(node, storage.place)
             self.puts.append(node)
         storage.writes.append(node)
         if storage.written is not None:
@@ -337,10 +338,8 @@ class Recorder:
         """A node changes a place: from then on it needs that its invoke's pass is there, and whatever it took comes
         before. Raises TraceError where that is impossible.
         """
-        for invoke, stage in node.needs.items():
-            obstacle = self.passes.require(invoke, stage, place.invoke, place.stage)
-            if obstacle is not None:
-                raise TraceError(self._too_late(place, invoke, stage, obstacle))
+        if obstacle := self.passes.change(place, node.needs):
+            raise TraceError(self._too_late(place, *obstacle))
         node.needs = {**node.needs, place.invoke: place.stage}
 
     def _too_late(self, place: Place, source: Invoke, stage: Stage, obstacle: Stage) -> str:

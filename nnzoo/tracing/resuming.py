@@ -7,7 +7,7 @@ that went on with something of that. A pass that cannot go back far enough begin
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nnzoo.tracing.graph import AFTER, Call, Given, Invoke, Node, Put, Stage, place_of
+from nnzoo.tracing.graph import AFTER, Call, Given, Invoke, Node, Put, Stage
 from nnzoo.tracing.plan import Plan, plan
 from nnzoo.tracing.recorder import Recorder
 from nnzoo.tracing.run import Run
@@ -97,8 +97,8 @@ class _Trial:
         """The pass that has left the place where a node would be given its value, or would change something."""
         if isinstance(node, Given):
             at = list(node.needs.items())
-        elif node in self._puts:
-            at = [(place_of(node).invoke, place_of(node).stage)]
+        elif node in self._puts and (place := node.storage.place) is not None:
+            at = [(place.invoke, place.stage)]
         else:
             return set()
         return {self._walks[i] for i, stage in at if i in self._walks and not self._is_open(node, i, stage)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnzoo.tracing.graph import Call, Given, Invoke, Node, Storage
+from nnzoo.tracing.graph import Call, Given, Invoke, Node, Place, Put, Storage
 from nnzoo.tracing.plan import Plan
 
 
@@ -24,6 +24,7 @@ class Run:
         self.needed: set[Node] = set()
         self.roots: set[Node] = set()
         self.differentiated: set[Node] = set()  # nodes whose gradient is asked for
+        self.edited: set[Place | None] = set()  # places whose memory is written
         self.differentiations = 0  # backward passes to come
         self.carries_graph = False  # values leave with their autograd graph
 
@@ -36,10 +37,12 @@ class Run:
         self._waiting.clear()
         fresh = [node for node in plan.nodes if node not in self.done]
         self.differentiated = {one for node in fresh for one in node.differentiates}
+        self.edited = {node.storage.place for node in fresh if isinstance(node, Call) and node.writes}
         self._uses = Counter(one for node in fresh for one in node.inputs)
         self.roots = set(roots)
         self._uses.update(self.roots)
         self._uses.update(node for node in fresh if node.is_taken)
+        self._uses.update(node for node in plan.changes if isinstance(node, Put))
         self._uses.update(node for node in alive if node in self.done)
         self.values = {node: value for node, value in self.values.items() if self._uses[node]}
 

@@ -23,7 +23,6 @@ from nnzoo.tracing.graph import (
     BEGIN,
     END,
     LOGITS,
-    Call,
     Chosen,
     Invoke,
     Node,
@@ -64,7 +63,7 @@ class Arrival:
 
     def take_puts(self, run: Run, nodes: Iterable[Node]) -> None:
         for node in nodes:
-            if isinstance(node, Put) and node.place in self.places and node in run.done:
+            if isinstance(node, Put) and node.place in self.places and node.place.current is node and node in run.done:
                 self.puts[node] = run.take(node)
 
 
@@ -238,7 +237,7 @@ class Walk:
             return self._kept[hook]
         stage = self._here(hook)
         nodes = self._stages[stage]
-        here = self._arrival(hook, value, nodes if stage != self._last else nodes + self._awaits)
+        here = self._arrival(hook, value, nodes)
         self._busy = True
         try:
             self._run.run_all(nodes)
@@ -268,7 +267,7 @@ class Walk:
         """Give each prompt its own part of a value."""
         views = [node for node in nodes if node.view is not None and node in self._run.differentiated]
         viewed = {node.storage.place for node in views}
-        edited = {node.storage.place for node in nodes if isinstance(node, Call) and node.writes}
+        edited = self._run.edited
         places, pieces = [], dict[Place, Tensor]()
         for rows, invoke in self.batch.rows:
             place = invoke.places.get((hook, self.step))
