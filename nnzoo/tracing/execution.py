@@ -70,6 +70,8 @@ class Execution:
             walk.go(run, one)
             self.decoders |= walk.decoders
         if not recorder.needs_grad:
+            for walk in walks.values():
+                walk.wait(run)
             self._values, self._walks = run, walks
         return {root: run.values[root] for root in roots if root in run.values}
 

@@ -75,7 +75,7 @@ def _view_pass(model: Any, one: Pass, run: Run) -> PassView:
         to_the_end=last.is_end,
         stops_at=_name_of(last, order),
         unembeds=reached >= order["unembed.hook_in"],
-        only_last=generates or reads_only_last(run, one.stages, one.awaits, order),
+        only_last=generates or reads_only_last(run, one.stages, one.invokes, order),
     )
 
 

@@ -18,8 +18,6 @@ class Pass:
 
     invokes: list[Invoke]
     stages: dict[Stage, list[Node]] = field(default_factory=dict)
-    awaits: list[Node] = field(default_factory=list)  # changes of the place where it stops, which others make
-    awaited: list[Node] = field(default_factory=list)  # those of the place where the part before it stopped
     part: int = 0  # of the run of the model
 
 
@@ -55,9 +53,6 @@ def plan(
         return None
     timetable = _Timetable(legs, standing)
     before = [node for node in fresh if not timetable.place(node)]
-    for node, place in changes.items():
-        if node not in done:
-            timetable.await_change(node, place)
     return Plan(nodes, list(changes), before, timetable.passes())
 
 
@@ -84,7 +79,6 @@ class _Timetable:
         for n, (invokes, until) in [*((BEFORE, one) for one in standing), *enumerate(legs)]:
             for invoke in invokes:
                 self._numbers.setdefault(invoke, []).append((until, n))
-        self._at: dict[Node, int] = {}
 
     def place(self, node: Node) -> bool:
         """Put a node where the last of what it needs comes; False: before all passes."""
@@ -92,7 +86,6 @@ class _Timetable:
         if not needs:
             return False
         number, stage = max([(self._number(invoke, stage), stage) for invoke, stage in needs.items()])
-        self._at[node] = number
         if number == BEFORE:
             return False
         self._passes[number].stages.setdefault(stage, []).append(node)
@@ -101,20 +94,6 @@ class _Timetable:
     def _number(self, invoke: Invoke, stage: Stage) -> int:
         parts = self._numbers[invoke]
         return next(n for until, n in parts if stage <= until) if len(parts) > 1 else parts[0][1]
-
-    def await_change(self, node: Node, place: Place) -> None:
-        """Tell the parts of a pass of what is changed between them."""
-        parts = self._numbers[place.invoke]
-        if len(parts) == 1:
-            return
-        here = self._number(place.invoke, place.stage)
-        if here == self._at[node] != BEFORE:
-            return
-        if here != BEFORE:
-            self._passes[here].awaits.append(node)
-        after = next((n for _, n in parts if n > here), None)
-        if after is not None:
-            self._passes[after].awaited.append(node)
 
     def passes(self) -> list[Pass]:
         """Those in which something is to be done."""

@@ -24,7 +24,8 @@ class Run:
         self.needed: set[Node] = set()
         self.roots: set[Node] = set()
         self.differentiated: set[Node] = set()  # nodes whose gradient is asked for
-        self.edited: set[Place | None] = set()  # places whose memory is written
+        self.puts: dict[Place, Put] = {}  # places where another value is put
+        self.edited: set[Place | None] = set()  # those whose memory is written
         self.differentiations = 0  # backward passes to come
         self.carries_graph = False  # values leave with their autograd graph
 
@@ -42,7 +43,8 @@ class Run:
         self.roots = set(roots)
         self._uses.update(self.roots)
         self._uses.update(node for node in fresh if node.is_taken)
-        self._uses.update(node for node in plan.changes if isinstance(node, Put))
+        self.puts = {node.place: node for node in plan.changes if isinstance(node, Put)}
+        self._uses.update(self.puts.values())
         self._uses.update(node for node in alive if node in self.done)
         self.values = {node: value for node, value in self.values.items() if self._uses[node]}
 

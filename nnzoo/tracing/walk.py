@@ -6,7 +6,7 @@ then. At the last stage the pass stops: what lies above is never computed. It ca
 stopped in runs again up to that place, with what the places below it went on with.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -51,7 +51,7 @@ class Arrival:
     places: list[Place]  # of each prompt that looks at it
     pieces: dict[Place, Tensor]  # as edited in place
     views: list[Node]
-    puts: dict[Put, Tensor] = field(default_factory=dict)
+    puts: dict[Place, tuple[Put, Tensor]] = field(default_factory=dict)
 
     def changed(self, run: Run) -> dict[Place, Tensor]:
         """The prompts' values that are not what the model gave."""
@@ -59,12 +59,14 @@ class Arrival:
         for node in self.views:  # the model goes on with what gradients are asked of
             if node.storage.place in self.places:
                 changed[node.storage.place] = node.view.undone(run.values[node])
-        return changed | {put.place: self.puts[put] for put in sorted(self.puts, key=lambda put: put.index)}
+        return changed | {place: value for place, (_, value) in self.puts.items()}
 
-    def take_puts(self, run: Run, nodes: Iterable[Node]) -> None:
-        for node in nodes:
-            if isinstance(node, Put) and node.place in self.places and node.place.current is node and node in run.done:
-                self.puts[node] = run.take(node)
+    def take_puts(self, run: Run) -> None:
+        """Keep what has been put here, however long the pass waits."""
+        for place in self.places:
+            put = run.puts.get(place)
+            if put in run.done and (place not in self.puts or self.puts[place][0] is not put):
+                self.puts[place] = (put, run.take(put))
 
 
 class Walk:
@@ -109,13 +111,18 @@ class Walk:
         if not self.stands_at(boundary):
             self._leave()
 
+    def wait(self, run: Run) -> None:
+        """Keep what will be wanted when it goes on."""
+        if self._stopped is not None:
+            self._stopped.take_puts(run)
+
     def _leave(self) -> None:
         self._stopped = None
         self._kept.clear()
 
     def go(self, run: Run, one: Pass) -> None:
         """Run the nodes of all stages, and no more of the model than they need."""
-        self._run, self._stages, self._awaits = run, one.stages, one.awaits
+        self._run, self._stages = run, one.stages
         stages = one.stages
         self._hooks_at = {}
         for stage in stages:
@@ -123,7 +130,7 @@ class Walk:
                 self._hooks_at.setdefault(stage.step, []).append(self._hooks[stage.order])
         self._last = max((stage for stage in stages if stage != AFTER), default=START)
         if self._stopped is not None:
-            self._stopped.take_puts(run, one.awaited)
+            self._stopped.take_puts(run)
             ends = self._layer is not None and self._stopped.hook == f"blocks.{self._layer}.hook_resid_post"
             if self._layer is not None and ends and self._last > START:
                 self._x, self._layer = self._go_on(self._stopped), self._layer + 1
@@ -170,7 +177,7 @@ class Walk:
         """The logits; of the last position only, where nobody looks at the others."""
         model, listened = self.model, self._listened()
         if self._cache is None:
-            only_last = reads_only_last(self._run, self._stages, self._awaits, self.order)
+            only_last = reads_only_last(self._run, self._stages, self.batch.invokes, self.order)
         else:
             only_last = all(i.last_only for i in self.batch.invokes) or not UNEMBED.intersection(listened)
         self._only_last = only_last
@@ -243,7 +250,7 @@ class Walk:
             self._run.run_all(nodes)
         finally:
             self._busy = False
-        here.take_puts(self._run, nodes)
+        here.take_puts(self._run)
         if stage == self._last:
             self._stopped = here
             raise Halt
