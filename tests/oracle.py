@@ -58,7 +58,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Program:
-    """Bodies, each in the scope of one of the prompts (each has its first) or of all before it."""
+    """Bodies, each in the scope of one of the prompts, to which later ones may come back, or of all before it."""
 
     prompts: tuple[Asked, ...]
     bodies: tuple[tuple[int, tuple[Statement, ...]], ...]
@@ -434,6 +434,8 @@ def programs(draw: st.DrawFn, n_statements: int = 10, looks: bool = True, wholes
             Asked(draw(st.integers(1, 2)), draw(st.integers(1, 10)), draw(st.sampled_from(["", "", "left", "right"])))
         )
         bodies.append((n, tuple(draw(st.lists(statements, max_size=n_statements)))))
+        for back in draw(st.lists(st.integers(0, n), max_size=2)) if n else ():
+            bodies.append((back, tuple(draw(st.lists(statements, max_size=4)))))
         if wholes and draw(st.integers(0, 3)) == 3:
             bodies.append((WHOLE, tuple(draw(st.lists(statements, max_size=4)))))
     return Program(tuple(prompts), tuple(bodies))

@@ -30,7 +30,7 @@ class Execution:
 
     def __init__(self, model: "TracedModel", shapes: Shapes, max_batch: int | None) -> None:
         self._model, self._shapes, self._max_batch = model, shapes, max_batch
-        self._values = Run()
+        self._values: Run | None = None  # what they have given
         self._walks: dict[Invoke, Walk] = {}  # passes that stopped for a look
         self.decoders: dict[Invoke, Decoder] = {}  # as the last pass left them
 
@@ -59,7 +59,7 @@ class Execution:
     ) -> dict[Node, Any]:
         asked = [*roots, *near]
         todo = self._plan(recorder, asked)
-        run, walks = self._values, self._walks
+        run, walks = self._values or Run(), self._walks
         self._begin_again()  # what an error leaves behind is of no use
         run.carries_graph = carries_graph
         self._prepare(run, recorder, todo, asked, alive)
@@ -78,7 +78,7 @@ class Execution:
     def _plan(self, recorder: Recorder, asked: list[Node]) -> Plan:
         """What is left to do where passes that stopped go on, or all of it where that is less."""
         going_on = None
-        if self._walks and not recorder.needs_grad:
+        if self._values is not None and not recorder.needs_grad:
             walks = dict.fromkeys(self._walks.values())
             going_on = resumption(self._values, walks, recorder, asked, self._max_batch)
         if going_on is None or len(going_on.plan.passes) > 1:
@@ -87,11 +87,11 @@ class Execution:
             if going_on is None or cost(anew, n_hooks) < cost(going_on.plan, n_hooks, going_on.reached):
                 self._begin_again()
                 return anew
-        self._walks = going_on.take_up(self._values)
+        self._walks = going_on.take_up()
         return going_on.plan
 
     def _begin_again(self) -> None:
-        self._values, self._walks = Run(), {}
+        self._values, self._walks = None, {}
 
     def _prepare(self, run: Run, recorder: Recorder, todo: Plan, roots: list[Node], alive: list[Node]) -> None:
         run.expect(todo, roots, alive)

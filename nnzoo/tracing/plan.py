@@ -18,7 +18,6 @@ class Pass:
 
     invokes: list[Invoke]
     stages: dict[Stage, list[Node]] = field(default_factory=dict)
-    part: int = 0  # of the run of the model
 
 
 @dataclass(eq=False)
@@ -51,9 +50,8 @@ def plan(
         legs = schedule(invokes, _ties(changes), max_batch, [one for one in standing if _any_of(one, invokes)])
     if legs is None:
         return None
-    timetable = _Timetable(legs, standing)
-    before = [node for node in fresh if not timetable.place(node)]
-    return Plan(nodes, list(changes), before, timetable.passes())
+    before, passes = _timetable(fresh, legs, standing)
+    return Plan(nodes, list(changes), before, passes)
 
 
 def _any_of(standing: Standing, invokes: list[Invoke]) -> bool:
@@ -70,39 +68,34 @@ def _ties(changes: dict[Node, Place]) -> set[Tie]:
     return ties
 
 
-class _Timetable:
-    """Which node runs in which part of which pass."""
+def _timetable(nodes: list[Node], legs: list[Leg], standing: Sequence[Standing]) -> tuple[list[Node], list[Pass]]:
+    """Nodes in the passes and at the stages where the last comes of what each of them needs; first those before all."""
+    passes = [Pass(leg.invokes, {} if leg.until == BEYOND else {leg.until: []}) for leg in legs]
+    parts: dict[Invoke, list[tuple[Stage, int]]] = {}  # of its pass, and how far each goes
+    for number, (invokes, until) in [*((BEFORE, one) for one in standing), *enumerate(legs)]:
+        for invoke in invokes:
+            parts.setdefault(invoke, []).append((until, number))
+    before: list[Node] = []
+    for node in nodes:
+        one_pass = len(passes) == 1 and not standing
+        number, stage = (0, max(node.needs.values(), default=START)) if one_pass else _time(node, parts)
+        if number == BEFORE or not node.needs:
+            before.append(node)
+        else:
+            passes[number].stages.setdefault(stage, []).append(node)
+    for one in passes:
+        if AFTER in one.stages:
+            one.stages[AFTER] = sources_first(one.stages[AFTER])
+    return before, [one for one in passes if one.stages]
 
-    def __init__(self, legs: list[Leg], standing: Sequence[Standing]) -> None:
-        self._passes = [Pass(leg.invokes, {leg.until: []} if leg.until != BEYOND else {}) for leg in legs]
-        self._numbers: dict[Invoke, list[tuple[Stage, int]]] = {}  # the parts of its pass, and how far each goes
-        for n, (invokes, until) in [*((BEFORE, one) for one in standing), *enumerate(legs)]:
-            for invoke in invokes:
-                self._numbers.setdefault(invoke, []).append((until, n))
 
-    def place(self, node: Node) -> bool:
-        """Put a node where the last of what it needs comes; False: before all passes."""
-        needs = node.needs
-        if not needs:
-            return False
-        number, stage = max([(self._number(invoke, stage), stage) for invoke, stage in needs.items()])
-        if number == BEFORE:
-            return False
-        self._passes[number].stages.setdefault(stage, []).append(node)
-        return True
-
-    def _number(self, invoke: Invoke, stage: Stage) -> int:
-        parts = self._numbers[invoke]
-        return next(n for until, n in parts if stage <= until) if len(parts) > 1 else parts[0][1]
-
-    def passes(self) -> list[Pass]:
-        """Those in which something is to be done."""
-        parts: dict[Invoke, int] = {}
-        for one in self._passes:
-            one.part = parts[one.invokes[0]] = parts.get(one.invokes[0], -1) + 1
-            if AFTER in one.stages:
-                one.stages[AFTER] = sources_first(one.stages[AFTER])
-        return [one for one in self._passes if one.stages]
+def _time(node: Node, parts: dict[Invoke, list[tuple[Stage, int]]]) -> tuple[int, Stage]:
+    """The number of the pass, and the stage, that has all a node needs."""
+    times = [
+        (next(number for until, number in parts[invoke] if stage <= until), stage)
+        for invoke, stage in node.needs.items()
+    ]
+    return max(times, default=(BEFORE, START))
 
 
 def needed(

@@ -21,6 +21,7 @@ _MANY = 10**4  # steps of a generation: as many as it comes to
 class Resumption:
     """A plan for passes that go on."""
 
+    run: Run
     plan: Plan
     starts: dict[Walk, Stage]  # after what each of them goes on
     done: set[Node]  # what need not run again
@@ -29,10 +30,10 @@ class Resumption:
     def reached(self) -> dict[Invoke, Stage]:
         return {i: stage for walk, stage in self.starts.items() for i in walk.batch.invokes}
 
-    def take_up(self, run: Run) -> dict[Invoke, Walk]:
+    def take_up(self) -> dict[Invoke, Walk]:
         """Let the passes go back to where they go on; they, by their prompts."""
-        run.done = self.done
-        run.made = {i: steps for i, steps in run.made.items() if i in self.reached}
+        self.run.done = self.done
+        self.run.made = {i: steps for i, steps in self.run.made.items() if i in self.reached}
         for walk, stage in self.starts.items():
             walk.go_back_to(stage)
         return {i: walk for walk in self.starts for i in walk.batch.invokes}
@@ -49,7 +50,7 @@ def resumption(
         todo = plan(asked, recorder.puts, max_batch, trial.done, trial.standing)
         back = set(starts) if todo is None else trial.too_far(todo, asked)
         if todo is not None and not back:
-            return Resumption(todo, starts, trial.done)
+            return Resumption(run, todo, starts, trial.done)
         for walk in back:
             boundaries[walk] = boundaries[walk][1:]
         boundaries = {walk: stages for walk, stages in boundaries.items() if stages}

@@ -39,13 +39,12 @@ class Run:
         fresh = [node for node in plan.nodes if node not in self.done]
         self.differentiated = {one for node in fresh for one in node.differentiates}
         self.edited = {node.storage.place for node in fresh if isinstance(node, Call) and node.writes}
-        self._uses = Counter(one for node in fresh for one in node.inputs)
-        self.roots = set(roots)
-        self._uses.update(self.roots)
-        self._uses.update(node for node in fresh if node.is_taken)
         self.puts = {node.place: node for node in plan.changes if isinstance(node, Put)}
-        self._uses.update(self.puts.values())
-        self._uses.update(node for node in alive if node in self.done)
+        self.roots = set(roots)
+        uses = [one for node in fresh for one in node.inputs]
+        uses += [*self.roots, *self.puts.values(), *(node for node in fresh if node.is_taken)]
+        uses += [node for node in alive if node in self.done]
+        self._uses = Counter(uses)
         self.values = {node: value for node, value in self.values.items() if self._uses[node]}
 
     @property

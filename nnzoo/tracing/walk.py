@@ -117,8 +117,7 @@ class Walk:
             self._stopped.take_puts(run)
 
     def _leave(self) -> None:
-        self._stopped = None
-        self._kept.clear()
+        self._stopped, self._kept = None, {}
 
     def go(self, run: Run, one: Pass) -> None:
         """Run the nodes of all stages, and no more of the model than they need."""
