@@ -46,7 +46,7 @@ class Peer:
         """Install it if it is not there, and start its process."""
         environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
-            [self._python(home), WORKERS / self.worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [self.python(home), WORKERS / self.worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment,
         )  # fmt: skip
         return self
@@ -55,7 +55,8 @@ class Peer:
         self.process.stdin.close()
         self.process.wait()
 
-    def _python(self, home: Path) -> Path:
+    def python(self, home: Path) -> Path:
+        """The interpreter of its environment, which is made if it is not there."""
         folder = home / f"{self.name} environment".replace(" ", "-").lower()
         python, done = folder / "bin" / "python", folder / "installed"
         if not done.exists():
@@ -80,7 +81,9 @@ def jobs_of(peers: Sequence[Peer], work: str, size: Size, folder: Path, shape: t
 def all_peers() -> list[Peer]:
     """Those that we know how to run."""
     return [
-        Peer("nnsight", "nnsight", "in_nnsight.py", ("trace", "stopped trace", "generate"), ("gpt2", "llama")),
+        Peer(
+            "nnsight", "nnsight", "in_nnsight.py", ("trace", "stopped trace", "invokes", "generate"), ("gpt2", "llama")
+        ),
         # 3 is the last with HookedTransformer, a model of its own
         Peer(
             "TransformerLens",

@@ -56,6 +56,11 @@ def bound_row(subject: str, work: str, ours: float, bound: float, unit: str, oth
     return Row(subject, work, f"{ours:.3g} {unit}", other, "", f"<= {bound:g} {unit}", ours <= bound)
 
 
+def plain_row(subject: str, work: str, ours: float, other: str, ratio: float) -> Row:
+    """A figure in MiB beside another one."""
+    return Row(subject, work, f"{ours:.3g} MiB", other, f"{ratio:.2f}x")
+
+
 def show(seconds: float) -> str:
     """A duration in the unit that suits it.
 

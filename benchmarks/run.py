@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ceilings, forward, generating, starting, tracing
+from benchmarks import ceilings, forward, generating, memory, starting, tracing
 from benchmarks.folders import MINIATURES, SIZES, Size, default_home
 from benchmarks.measure import ENOUGH, ONCE, Effort
 from benchmarks.peers import Peer, all_peers
@@ -23,9 +23,10 @@ PER_SIZE: dict[str, Callable[..., list[Row]]] = {
     "forward": forward.idle,
     "cache": forward.cached,
     "trace": tracing.rows,
+    "invokes": tracing.invokes,
     "generate": generating.rows,
 }
-SUBJECTS = ["machine", *PER_SIZE, "loading", "import"]
+SUBJECTS = ["machine", *PER_SIZE, "memory", "loading", "import"]
 
 
 def main() -> None:
@@ -48,6 +49,8 @@ def rows_of(subject: str, sizes: list[Size], home: Path, peers: Sequence[Peer], 
         yield from ceilings.rows(effort=effort)
     elif subject == "import":
         yield from starting.importing(effort)
+    elif subject == "memory":
+        yield from memory.rows(sizes[0], home, peers)
     elif subject == "loading":
         yield from starting.loading(sizes[0], home, effort)
     else:

@@ -12,6 +12,7 @@ from benchmarks.peers import Peer, jobs_of
 from benchmarks.report import Row, bound_row, ratio_row
 
 SUBJECT = "Trace that saves the middle layer"
+MANY = "Many prompts in one trace"
 OVERHEAD = 200.0  # microseconds
 
 
@@ -41,3 +42,30 @@ def rows(size: Size, home: Path, peers: Sequence[Peer], effort: Effort) -> list[
         extra = 1e6 * turns.difference("nnzoo", "own blocks")
         found.append(bound_row(SUBJECT, f"{work}: beyond its own blocks", extra, OVERHEAD, "us"))
     return found
+
+
+def invokes(size: Size, home: Path, peers: Sequence[Peer], effort: Effort) -> list[Row]:
+    """64 prompts, each in an invoke of its own, against the same rows as one prompt of the trace."""
+    pair, layer = Pair(size, home), size.n_layers // 2 - 1
+    tokens, model = pair.tokens(64, 16), pair.language_model
+    blocks = model.transformer.h if size.family == "gpt2" else model.model.layers
+
+    def each() -> list[torch.Tensor]:
+        saved = []
+        with model.trace() as tracer:
+            for row in tokens:
+                with tracer.invoke(row[None]):
+                    saved.append(blocks[layer].output[0].save())
+        return saved
+
+    def together() -> torch.Tensor:
+        with model.trace(tokens):
+            hidden = blocks[layer].output[0].save()
+        return hidden
+
+    jobs = {"nnzoo": timed(each), "the same as one batch": timed(together)}
+    jobs |= jobs_of(peers, "invokes", size, pair.folder, (64, 16))
+    with torch.no_grad():
+        turns = alternate(jobs, effort)
+    work = f"{size.name}, 64 prompts of 16 tokens, layer {layer} of {size.n_layers}"
+    return [ratio_row(MANY, work, turns, other) for other in jobs if other != "nnzoo"]

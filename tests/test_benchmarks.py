@@ -15,7 +15,9 @@ SECTIONS = {
     "Forward pass, nobody listening": 2 * (2 + 1),  # two figures for each shape of a miniature
     "Forward pass with a full cache": 2 * (2 + 1),
     "Trace that saves the middle layer": 2 + 1,
+    "Many prompts in one trace": 2,
     "Greedy generation": 2,
+    "Memory of a trace that saves one layer": 2,
     "Loading a checkpoint": 3,
     "Importing": 1,
 }

@@ -1,4 +1,4 @@
-"""nnsight's side: a trace that saves the middle layer, and generation."""
+"""nnsight's side: a trace that saves the middle layer, of one prompt or of many, and generation."""
 
 from functools import cache
 
@@ -35,6 +35,20 @@ def stopped_trace(folder, tokens):
     return work
 
 
+def invokes(folder, tokens):
+    model, block = model_of(folder), middle(folder)
+
+    def work():
+        saved = []
+        with torch.no_grad(), model.trace() as tracer:
+            for row in tokens:
+                with tracer.invoke(row[None]):
+                    saved.append(block.output.save())
+        return saved
+
+    return work
+
+
 def middle(folder):
     """The block at mid-depth."""
     model = model_of(folder)
@@ -54,4 +68,4 @@ def generate(folder, tokens):
     return work
 
 
-serve({"trace": trace, "stopped trace": stopped_trace, "generate": generate})
+serve({"trace": trace, "stopped trace": stopped_trace, "invokes": invokes, "generate": generate})
