@@ -53,12 +53,13 @@ def test_each_of_two_prompts_takes_from_the_other_at_a_later_layer(
 ) -> None:
     names = truth(family, setting).places
     first, second = names.index("blocks.0.hook_resid_post"), names.index("blocks.1.hook_resid_post")
+    start = names.index("blocks.1.hook_resid_pre")  # changed before its block stops, and not a second time
     low, high = names.index(f"blocks.1.{hook}"), names.index(f"blocks.2.{hook}")
     program = Program(
         (Asked(1, 6, ""), Asked(2, 4, "left")),
         (
             (0, (Statement("read", second),)),
-            (1, (Statement("read", first), Statement("put", 0, low))),
+            (1, (Statement("read", first), Statement("read", start), Statement("scale", 2), Statement("put", 0, low))),
             (0, (Statement("put", 1, high),)),
         ),
     )
