@@ -50,10 +50,10 @@ class EditTracer(Tracer):
         self.record()
         return self if self._inplace else self.model
 
-    def _too_late(self, place: Place, source: Invoke, stage: Stage) -> str:
+    def _too_late(self, place: Place, source: Invoke, stage: Stage, obstacle: Stage) -> str:
         if stage.step >= APART and not self.in_loop:
             return outside_of_its_loop(user_line())
-        return Recorder._too_late(self.recorder, place, source, stage)
+        return Recorder._too_late(self.recorder, place, source, stage, obstacle)
 
     def record(self) -> None:
         """Go on recording what holds in the first pass, or at the steps that are named one by one."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnzoo.tracing.graph import Call, Given, Invoke, Node, Put, Storage
+from nnzoo.tracing.graph import Call, Given, Invoke, Node, Place, Put, Storage
 from nnzoo.tracing.plan import Plan
 from nnzoo.tracing.wholes import copy_part, stack_prompts
 
@@ -26,6 +26,8 @@ class Run:
         self.needed: set[Node] = set()
         self.roots: set[Node] = set()
         self.differentiated: set[Node] = set()  # nodes whose gradient is asked for
+        self.puts: dict[Place, Put] = {}  # places where another value is put
+        self.edited: set[Place | None] = set()  # those whose memory is written
         self.differentiations = 0  # backward passes to come
         self.carries_graph = False  # values leave with their autograd graph
 
@@ -33,16 +35,19 @@ class Run:
         self._copies: dict[Node, tuple[int, Tensor]] = {}  # of values that are edited later, and of which version
         self._before_edit: dict[tuple[Node, Node], Tensor] = {}  # (reader, operand) -> the operand as it was
 
-    def expect(self, plan: Plan, roots: Iterable[Node]) -> None:
-        """Get ready to run a plan's nodes and to keep the roots."""
+    def expect(self, plan: Plan, roots: Iterable[Node], alive: Iterable[Node] = ()) -> None:
+        """Get ready to run a plan's nodes and to keep the roots, and of what has run what may be asked for again."""
         self.needed = set(plan.nodes)
         self._waiting.clear()
         fresh = [node for node in plan.nodes if node not in self.done]
         self.differentiated = {one for node in fresh for one in node.differentiates}
-        self._uses = Counter(one for node in fresh for one in node.inputs)
+        self.edited = {node.storage.place for node in fresh if isinstance(node, Call) and node.writes}
+        self.puts = {node.place: node for node in plan.changes if isinstance(node, Put)}
         self.roots = set(roots)
-        self._uses.update(self.roots)
-        self._uses.update(node for node in fresh if node.is_taken)
+        uses = [one for node in fresh for one in node.inputs]
+        uses += [*self.roots, *self.puts.values(), *(node for node in fresh if node.is_taken)]
+        uses += [node for node in alive if node in self.done]
+        self._uses = Counter(uses)
         self.values = {node: value for node, value in self.values.items() if self._uses[node]}
 
     @property

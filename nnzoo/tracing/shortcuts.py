@@ -48,14 +48,17 @@ def _all_replaced(nodes: list[Node], invokes: Sequence[Invoke]) -> bool:
     return put == set(invokes) and not any(isinstance(node, Arrive) for node in nodes)
 
 
-def reads_only_last(run: Run, stages: dict[Stage, list[Node]], order: dict[str, int]) -> bool:
+def reads_only_last(
+    run: Run, stages: dict[Stage, list[Node]], invokes: Sequence[Invoke], order: dict[str, int]
+) -> bool:
     """Whether of the logits all that is asked for is the last position's."""
     stage = Stage(0, order[LOGITS])
     if stage not in stages or any(Stage(0, order[hook]) in stages for hook in UNEMBED - {LOGITS}):
         return False
-    nodes = stages[stage]
-    if any(isinstance(node, Put) or (isinstance(node, Call) and node.writes and node.storage.place) for node in nodes):
+    places = [i.places.get((LOGITS, 0)) for i in invokes]
+    if any(place in run.puts or place in run.edited for place in places if place is not None):
         return False
+    nodes = stages[stage]
     return all(_last_only(node, 1, run) for node in nodes if isinstance(node, Arrive))
 
 
