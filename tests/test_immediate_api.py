@@ -212,3 +212,42 @@ def test_backward_hooks_everywhere_leave_out_what_has_no_gradient(model):
     with pytest.raises(RuntimeError, match="holds integers"):
         model.run_with_hooks(prompts(), bwd_hooks=[("hook_tokens", lambda gradient, hook: None)])
     model.reset_hooks()
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, -1])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_run_that_starts_at_a_layer_goes_on_as_the_whole_one(model, layer, padded):
+    tokens, mask = prompts(), torch.ones(BATCH, POS, dtype=torch.bool)
+    mask[0, :3] = mask[1, 5:] = not padded
+    whole, cache = model.run_with_cache(tokens, attention_mask=mask, return_type="both")
+    residual = cache["resid_pre", layer] if layer < 2 else cache["resid_post", 1]
+    part, seen = model.run_with_cache(
+        residual, start_at_layer=layer, tokens=tokens, attention_mask=mask, return_type="both"
+    )
+    assert difference(part[0], whole[0]) < EXACT
+    assert difference(part[1], whole[1]) < EXACT
+    blocks = {name.split(".")[1] for name in seen if name.startswith("blocks.")}
+    assert blocks == {str(i) for i in range(layer % 2 if layer < 0 else layer, 2)}
+    assert "hook_embed" not in seen
+
+
+def test_a_run_may_start_and_stop_inside(model):
+    _, cache = model.run_with_cache(prompts())
+    part = model(cache["resid_pre", 0], start_at_layer=0, stop_at_layer=1)
+    assert difference(part, cache["resid_pre", 1]) < EXACT
+
+
+def test_what_a_run_that_starts_inside_cannot_use_is_refused(model):
+    residual = torch.zeros(1, 3, model.config.d_model, dtype=model.dtype)
+    with pytest.raises(ValueError, match=f"a residual stream .batch pos {model.config.d_model}., not torch.int64"):
+        model(prompts(), start_at_layer=1)
+    with pytest.raises(ValueError, match="not str"):
+        model("text", start_at_layer=1)
+    with pytest.raises(ValueError, match="start_at_layer=3, but the model has 2 blocks"):
+        model(residual, start_at_layer=3)
+    with pytest.raises(ValueError, match="pass tokens= too"):
+        model(residual, start_at_layer=1, return_type="loss")
+    with pytest.raises(ValueError, match="no cache= and no prepend_bos"):
+        model(residual, start_at_layer=1, cache=model.new_cache())
+    with pytest.raises(ValueError, match="here the input has them"):
+        model(prompts(), tokens=prompts())
