@@ -86,7 +86,7 @@ class Walk:
         self.decoders = {i: i.decoder.copy() for i in invokes if i.decoder is not None}
         self._cache = model.new_cache() if self.decoders else None
         self._hooks_at: dict[int, list[str]] = {}  # of each step, where somebody listens
-        self._hooks = list(order)
+        self._hooks, self._blocks = list(order), list(model.blocks)
         self._busy = False
 
     @property
@@ -103,7 +103,7 @@ class Walk:
         return Stage(self.step, self.order[hook])
 
     def _start_of(self, layer: int) -> int:
-        done = layer == len(self.model.blocks)
+        done = layer == len(self._blocks)
         return self.order["ln_final.hook_in" if done else f"blocks.{layer}.hook_resid_pre"]
 
     def go_back_to(self, boundary: Stage) -> None:
@@ -155,19 +155,19 @@ class Walk:
             self._run.run_all(self._stages[END])
 
     def _through_blocks(self) -> Tensor:
-        model = self.model
         if self._layer is None:
-            self._x, self._span = model.begin(self._tokens, self._mask, self._cache)
+            self._x, self._span = self.model.begin(self._tokens, self._mask, self._cache)
             self._layer = 0
             self._leave()
         unneeded = unneeded_blocks(self, self._stages) if self._cache is None else ()
-        while self._layer < len(model.blocks):
+        for block in self._blocks[self._layer :]:
             if self._layer not in unneeded:
-                self._x = model.blocks[self._layer](self._x, self._span)
+                self._x = block(self._x, self._span)
             else:
                 self._x = self._past(self._layer, self._x)
             self._layer += 1
-            self._leave()
+            if self._stopped is not None or self._kept:
+                self._leave()
         if self._stopped is not None and self._stopped.hook == LOGITS:
             return self._go_on(self._stopped)
         return self._finish(self._x)
@@ -274,7 +274,7 @@ class Walk:
     def _next_start(self) -> int:
         if self._layer is None:
             return self._start_of(0)
-        return len(self.order) if self._layer == len(self.model.blocks) else self._start_of(self._layer + 1)
+        return len(self.order) if self._layer == len(self._blocks) else self._start_of(self._layer + 1)
 
     def _arrival(self, hook: str, value: Tensor, nodes: list[Node]) -> Arrival:
         """Give each prompt its own part of a value."""
