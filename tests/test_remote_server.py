@@ -5,7 +5,7 @@ import time
 import httpx2
 import pytest
 
-from nnzoo.remote.protocol import VERSION
+from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, unpack
 from remote_http import Client, begun
 from remote_jobs import MODEL, job
 
@@ -49,6 +49,24 @@ def test_an_answer_comes_once_or_again(client):
     assert client.answer(id).fields["log"] == ["once"]
     assert client.answer(id).fields["log"] == ["once"]
     assert client.get(f"/jobs/{id}").json()["status"] == "done"
+
+
+def test_who_sends_a_job_and_waits_gets_its_answer_at_once(client):
+    for _ in range(2):  # sent again, its answer comes again
+        response = client.submit(job(name="quick"), wait=20, Idempotency_Key="quick")
+        assert (response.status_code, response.headers["Content-Type"]) == (200, MEDIA_TYPE)
+        assert unpack(response.content, kinds=["result"]).fields["log"] == ["quick"]
+        assert client.get(response.headers["Location"]).json()["status"] == "done"
+
+
+def test_who_sends_a_job_that_takes_longer_than_the_wait_gets_its_status(client):
+    request = job("sleep", seconds=1)
+    for _ in range(2):
+        response = client.submit(request, wait=0.05, Idempotency_Key="longer")
+        assert (response.status_code, response.json()["status"]) == (202, "running")
+        assert response.headers["Location"] == f"/jobs/{response.json()['id']}"
+    again = client.submit(request, wait=20, Idempotency_Key="longer")
+    assert unpack(again.content, kinds=["result"])
 
 
 def test_an_answer_that_is_an_error_makes_a_failed_job(client):

@@ -4,6 +4,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -87,10 +88,22 @@ class Client:
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
-    def submit(self, request: bytes) -> dict[str, Any]:
-        """A new job, as the server describes it; however often the request must be sent, it is one job."""
+    def submit(self, request: bytes, wait: int | float = 0) -> tuple[dict[str, Any], bytes | None]:
+        """A new job, as the server describes it, and its message where it ends within the wait, in seconds.
+
+        However often the request must be sent, it is one job. Interrupted (Ctrl-C), it is cancelled.
+        """
         headers = {"Idempotency-Key": str(uuid4()), "Content-Type": MEDIA_TYPE}
-        return self._call("POST", "/jobs", content=request, headers=headers).json()
+        how = {"content": request, "headers": headers}
+        try:
+            answer = self._call("POST", "/jobs", params={"wait": f"{wait:g}"} if wait else {}, **how)
+        except KeyboardInterrupt:  # what its name is, the server says when it is sent again
+            with suppress(Exception):
+                self.cancel(self._call("POST", "/jobs", **how).json()["id"])
+            raise
+        if answer.headers.get("Content-Type") == MEDIA_TYPE:
+            return {"id": answer.headers["Location"].rpartition("/")[2]}, answer.content
+        return answer.json(), None
 
     def status(self, job: str) -> dict[str, Any]:
         """How a job stands."""

@@ -14,7 +14,7 @@ from nnzoo.remote.errors import RemoteError, failure
 from nnzoo.remote.progress import Display
 from nnzoo.remote.protocol import Message, unpack
 
-_FIRST_WAIT = 0.5  # seconds: what is there by then needs no display
+FIRST_WAIT = 0.5  # seconds: what is there by then needs no display, and no second request
 
 
 class Status(str, Enum):
@@ -43,13 +43,14 @@ class Event(NamedTuple):
 
 
 class Job:
-    """One job. `receive` makes of its result what `result()` gives.
+    """One job, which is sent. `receive` makes of its result what `result()` gives; one may `wait` for it at once.
 
     `id` is the server's name for it. `ahead` says how many jobs stood before it in the queue, `progress` how far it
     had come, and `logs` what it said, when it was last heard of.
     """
 
-    def __init__(self, client: Client, about: dict[str, Any], receive: Callable[[Message], Any]) -> None:
+    def __init__(self, client: Client, request: bytes, receive: Callable[[Message], Any], wait: bool = False) -> None:
+        about, self._data = client.submit(request, FIRST_WAIT if wait else 0)
         self.id: str = about["id"]
         self.client = client
         self.ahead: int | None = None
@@ -110,12 +111,12 @@ class Job:
 
     def _wait(self, end: int | float | None) -> None:
         with Display() as display:
-            wait = _FIRST_WAIT if display.is_shown and end is None else WAIT
+            wait = FIRST_WAIT if display.is_shown and end is None else WAIT
             while self._outcome is None:
                 left = wait if end is None else min(wait, end - time.monotonic())
                 if left < 0:
                     raise TimeoutError(f"job {self.id} is not over yet ({self._status})")
-                data = self.client.result(self.id, left)
+                data = self._data or self.client.result(self.id, left)
                 if data is not None:
                     self._take(data)
                 elif display.is_shown and end is None:
@@ -129,7 +130,7 @@ class Job:
             if self._outcome is not None:
                 return
             self._outcome = self._opened(data)
-            self._receive = None  # it holds the trace
+            self._data = self._receive = None  # which holds the trace
 
     def _opened(self, data: bytes) -> tuple[Any, Exception | None]:
         try:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nnzoo.architectures.hooks import HookPoint, Listener
+from nnzoo.generation.randomness import global_generator
 from nnzoo.language_model import LanguageModel
 from nnzoo.remote.joining import groups, join
 from nnzoo.remote.limits import LimitError, Limits
@@ -98,7 +99,8 @@ def _as_it_was(model: LanguageModel) -> Iterator[None]:
     anchor = native.hook_points["hook_embed"].attach(_Anchor(lambda value: value))
     try:
         with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
-            torch.manual_seed(secrets.randbits(63))
+            for device in (torch.device("cpu"), *devices):  # torch.manual_seed asks every kind of device there is
+                global_generator(device).manual_seed(secrets.randbits(63))
             yield
     finally:
         anchor.remove()

@@ -76,7 +76,7 @@ class RemoteExecution:
             self.decoders |= {invoke: Drawn(one) for invoke, one in request.drawn(message).items()}
             return request.values(message)
 
-        return self._submit(request, receive).result()
+        return self._submit(request, receive, wait=True).result()
 
     def _forget_what_changed(self, recorder: Recorder) -> None:
         fresh = recorder.nodes[self._upto :]
@@ -97,11 +97,11 @@ class RemoteExecution:
             request.add_gradients(message)
             return fill(differentiable(request, request.values(message), self._message))
 
-        self.job = self._submit(request, receive)
+        self.job = self._submit(request, receive, wait=self._target.blocking)
         return self.job
 
     def _message(self, data: bytes) -> Message:
-        return Job(self._client, self._client.submit(data), lambda message: message).result()
+        return Job(self._client, data, lambda message: message, wait=True).result()
 
     def _request(self, roots: list[Node], effects: list[Node] | tuple = ()) -> Request:
         return request_of(self._recorded(), roots, effects)
@@ -113,8 +113,8 @@ class RemoteExecution:
         assert recorded is not None, "what was not read was recorded"
         return recorded
 
-    def _submit(self, request: Request, receive: Callable[[Message], Any]) -> Job:
-        return Job(self._client, self._client.submit(request.data), receive)
+    def _submit(self, request: Request, receive: Callable[[Message], Any], *, wait: bool) -> Job:
+        return Job(self._client, request.data, receive, wait)
 
 
 _ABSENT = object()

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 RUNNER = "nnzoo.remote.running:answers"
 BETWEEN_LOOKS = 0.05  # seconds, at the memory of a busy worker
 LONGEST_PAUSE = 60.0  # seconds, between starts that fail
+# Threads of PyTorch's that wait for each other sleep soon: they share the cores with other workers and the server, and
+# a thread that spins keeps away whom it waits for (50 ms of a core per job of a small model, on two busy cores).
+PATIENT_THREADS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
@@ -170,7 +173,11 @@ class LocalWorkers:
         command = [sys.executable, "-m", "nnzoo.remote.server.worker", str(theirs.fileno())]
         with theirs:  # in a session of its own: Ctrl-C is for the server, which then ends its workers
             process = await asyncio.create_subprocess_exec(
-                *command, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+                *command,
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+                env={**PATIENT_THREADS, **os.environ},
             )
         worker = Process(self, model, process)
         worker.reader, worker.writer = await asyncio.open_connection(sock=ours)
