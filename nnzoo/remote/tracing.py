@@ -118,6 +118,7 @@ class RemoteExecution:
 
 
 _ABSENT = object()
+_NOT_HERE = "is not here yet: its trace was sent with blocking=False as job"
 _NO_STREAMER = "a streamer hears each token when it is chosen, and a server's come back together: leave it out"
 
 
@@ -223,12 +224,15 @@ class RemoteTracer(Tracer):
         if blocking:
             job.result()
             return
+        recorder.awaited = f"{_NOT_HERE} {job.id}, whose result() waits for it, as `await` does"
         for lazy in lazies:
             if lazy._node in recorder.saved:
-                lazy._recorder = NotHere(_not_there_yet(lazy._node, job))
+                node = lazy._node
+                lazy._recorder = NotHere(f"the value of {node}, recorded at {node.line}, {recorder.awaited}")
 
     def _fill(self, values: dict[Node, Any]) -> list[Any]:
         """Turn what is held into its values, and give them in the order of the program."""
+        self.recorder.awaited = ""
         lazies = [lazy for lazy in held(self.recorder) if lazy._node in self.recorder.saved]
         for lazy in lazies:
             lazy._recorder = self.recorder
@@ -248,11 +252,4 @@ def _not_saved(node: Node) -> str:
     return (
         f"the value of {node}, recorded at {node.line}, was not saved: value.save() in the body says what is to come "
         "back, and only saved values come back from a remote trace"
-    )
-
-
-def _not_there_yet(node: Node, job: Job) -> str:
-    return (
-        f"the value of {node}, recorded at {node.line}, is not here yet: its trace was sent with blocking=False as job "
-        f"{job.id}, whose result() waits for it, as `await` does"
     )
