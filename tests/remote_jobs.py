@@ -55,6 +55,8 @@ def _run(number: int, request: bytes, together: int, report: Callable[[int, Prog
         kept = [torch.ones(2**20) for _ in range(asked["mib"] // 4)]
         time.sleep(5)
         assert kept
+    elif asked["do"] == "break":
+        raise RuntimeError("this worker is of no use any more")
     elif asked["do"] == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif asked["do"] == "bytes":

@@ -89,6 +89,16 @@ def test_a_job_whose_worker_is_killed_twice_is_answered_with_an_error(client, tm
     assert "SIGKILL" in answer.fields["message"]
 
 
+def test_a_worker_that_can_run_nothing_more_is_replaced_and_its_jobs_run_once_more(client, tmp_path):
+    journal = tmp_path / "journal"
+    busy = [client.queue(job("sleep", seconds=0.3)) for _ in range(2)]
+    broken = client.queue(job("break", name="broken", journal=str(journal)))
+    others = [client.queue(job(name=str(i))) for i in range(4)]
+    assert client.answer(broken).fields["code"] == "worker"
+    assert 2 <= begun(journal).count("broken") <= 3  # with others, then alone
+    assert all(client.answer(one).kind == "result" for one in [*busy, *others])
+
+
 def test_a_job_that_crashes_its_worker_harms_no_other(client, tmp_path):
     journal = str(tmp_path / "journal")
     busy = [client.queue(job("sleep", seconds=0.3)) for _ in range(2)]

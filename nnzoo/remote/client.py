@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -70,6 +71,7 @@ class Client:
         self.host = host.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Timeout(timeout, connect=10)
+        self._names: dict[str, str] = {}
         self._http = httpx2.Client(base_url=self.host, headers=headers, timeout=limits, transport=transport)
 
     def close(self) -> None:
@@ -81,6 +83,13 @@ class Client:
     def models(self) -> list[dict[str, Any]]:
         """What the server serves."""
         return self._call("GET", "/models").json()
+
+    def name_of(self, model: str) -> str:
+        """What the server calls a model: a folder here that it does not list goes by the folder's own name there."""
+        if model not in self._names:
+            is_theirs = not Path(model).is_dir() or any(one["name"] == model for one in self.models())
+            self._names[model] = model if is_theirs else Path(model).resolve().name
+        return self._names[model]
 
     def version(self) -> dict[str, Any]:
         """The versions of the server and of its protocol."""

@@ -59,7 +59,10 @@ def run_requests(model: LanguageModel, requests: Sequence[bytes], limits: Limits
 def answers(
     model: LanguageModel, requests: Sequence[bytes], limits: Limits, report: Report
 ) -> Iterator[tuple[int, bytes]]:
-    """The answers of `run_requests` one by one, each with its request's number, as soon as they are there."""
+    """The answers of `run_requests` one by one, each with its request's number, as soon as they are there.
+
+    Raises DeviceLost where no further request can be run in this process.
+    """
     with model.lock, _as_it_was(model):
         jobs = []
         for number, data in enumerate(requests):
@@ -69,6 +72,20 @@ def answers(
                 yield number, failure(error)
         for group in groups(jobs, limits):
             yield from _run(group, model, limits, report)
+            check_usable(model.device)
+
+
+class DeviceLost(RuntimeError):
+    """A device that can be used no more in this process, as a GPU after an assertion in one of its kernels failed."""
+
+
+def check_usable(device: torch.device) -> None:
+    """Raise DeviceLost where a device can be used no more, whatever it is asked."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError as error:
+            raise DeviceLost(str(error)) from error
 
 
 def failure(error: BaseException, line: Line | None = None, code: str | None = None) -> bytes:
@@ -123,6 +140,7 @@ def _run(group: list[Job], model: LanguageModel, limits: Limits, report: Report)
     whole = join([job.new for job in group])
     try:
         found = _values(whole, watch)
+        check_usable(model.device)  # what a kernel did is known when it is over
         return iter([(job.number, _answer(job, found, whole, watch, limits)) for job in group])
     except Exception as error:
         if len(group) == 1:
@@ -135,6 +153,7 @@ def _run(group: list[Job], model: LanguageModel, limits: Limits, report: Report)
 
 def _again(job: Job, model: LanguageModel, limits: Limits, report: Report) -> bytes:
     """Alone, and from its beginning: with others it, or another of them, had an error."""
+    check_usable(model.device)
     alone = read(job.number, job.data, model, limits)
     return next(_run([alone], model, limits, report))[1]
 

@@ -25,7 +25,7 @@ from nnzoo.remote.server.bodies import Upload
 from nnzoo.remote.server.dispatcher import SMALL, Dispatcher
 from nnzoo.remote.server.job import Job
 from nnzoo.remote.server.keys import Keys, Owner
-from nnzoo.remote.server.models import Served
+from nnzoo.remote.server.models import Served, names
 from nnzoo.remote.server.refusals import Refused
 from nnzoo.remote.server.store import Row
 
@@ -41,6 +41,7 @@ class Service:
 
     def __init__(self, dispatcher: Dispatcher, keys: Keys, served: Mapping[str, Served], *, any_host: bool) -> None:
         self._dispatcher, self._keys, self._served, self._any_host = dispatcher, keys, served, any_host
+        self._names = names(dispatcher.settings.loaded)
 
     def app(self) -> Starlette:
         routes = [
@@ -128,9 +129,9 @@ class Service:
             raise Refused(413, "limit", str(error)) from error
         except ProtocolError as error:
             raise Refused(400, "protocol", str(error)) from error
-        if model not in self._served:
+        if model not in self._names:
             raise Refused(404, "model", f"this server has no model {model!r:.80}; it has {', '.join(self._served)}")
-        return model
+        return self._names[model]
 
     def _sent_before(self, row: Row, upload: Upload) -> Job | Row:
         if row.digest != upload.digest:

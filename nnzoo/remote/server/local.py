@@ -8,12 +8,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from nnzoo.remote.limits import MB, Limits
 from nnzoo.remote.server.frames import Frame, Kind, packed, packed_json, read
+from nnzoo.remote.server.worker import UNUSABLE
 from nnzoo.remote.server.workers import Report, Staff, WorkerLost
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class Process:
             )
         if -code in FROM_OUTSIDE:
             return WorkerLost("worker", f"the worker was ended by {signal.Signals(-code).name}", by_job=False)
+        if code == UNUSABLE:
+            return WorkerLost("worker", "the worker could run nothing more", by_job=False)
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
         return WorkerLost("worker", f"the worker ended {how}", by_job=True)
 
@@ -94,9 +97,12 @@ class Process:
 
 
 class LocalWorkers:
-    """So many processes for each model. Each has `memory` of its own, a share of the machine's if nobody says."""
+    """So many processes for each model, of which names and paths are given.
 
-    def __init__(self, models: Sequence[str], each: int, *, limits: Limits, memory: int | None = None) -> None:
+    Each has `memory` of its own, a share of the machine's if nobody says.
+    """
+
+    def __init__(self, models: Mapping[str, str], each: int, *, limits: Limits, memory: int | None = None) -> None:
         self._models, self._each, self._limits = models, each, limits
         self.memory = memory or int(0.9 * machine_memory() / (each * len(models)))
         self.most_bytes = limits.result_bytes + 64 * MB  # with what stands around its tensors
@@ -185,7 +191,12 @@ class LocalWorkers:
 
     async def _is_ready(self, worker: Process) -> bool:
         threads = max(1, (os.cpu_count() or 1) // (self._each * len(self._models)))
-        settings = {"model": worker.model, "threads": threads, "runner": RUNNER, "limits": asdict(self._limits)}
+        settings = {
+            "model": self._models[worker.model],
+            "threads": threads,
+            "runner": RUNNER,
+            "limits": asdict(self._limits),
+        }
         worker.writer.writelines(packed_json(Kind.SETTINGS, settings))
         try:
             frame = await worker.read()

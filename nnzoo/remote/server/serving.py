@@ -27,7 +27,7 @@ KEEP_ALIVE = 60  # seconds, for a connection on which nothing is asked
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises ValueError or OSError for settings under which it cannot."""
     keys = KeyFile(settings.keys) if settings.keys else AnyKey()
-    served = {name: look_up(name) for name in settings.models}
+    served = {name: look_up(path, name) for name, path in settings.loaded.items()}
     os.umask(0o077)  # jobs are nobody else's to read
     store = Store(settings.data)
     listening = listen(settings.host, settings.port)
@@ -50,7 +50,7 @@ def listen(host: str, port: int) -> socket.socket:
 async def _serve(
     settings: Settings, keys: AnyKey | KeyFile, served: dict[str, Served], store: Store, listening: socket.socket
 ) -> None:
-    workers = LocalWorkers(settings.models, settings.workers, limits=settings.limits, memory=settings.worker_memory)
+    workers = LocalWorkers(settings.loaded, settings.workers, limits=settings.limits, memory=settings.worker_memory)
     dispatcher = Dispatcher(settings, store, workers, Metrics())
     app = Service(dispatcher, keys, served, any_host=settings.keys is not None).app()
     config = uvicorn.Config(
