@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from nnzoo.remote.limits import LimitError
-from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, ProtocolError, header_bytes, peek
+from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, ProtocolError, header_bytes, opening
 from nnzoo.remote.server.bodies import Upload
 from nnzoo.remote.server.dispatcher import SMALL, Dispatcher
 from nnzoo.remote.server.job import Job
@@ -124,7 +124,7 @@ class Service:
         try:
             with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
                 limits.check("graph_bytes", header_bytes(data, ["request"]))
-                model = peek(data, kinds=["request"]).fields["model"]
+                _, model = opening(data, kinds=["request"])
         except LimitError as error:
             raise Refused(413, "limit", str(error)) from error
         except ProtocolError as error:

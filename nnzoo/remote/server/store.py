@@ -59,7 +59,7 @@ class Row:
 
 
 class Store:
-    """The jobs in a folder, which one server at a time may use; OSError where another does.
+    """The jobs in a folder, which one server at a time may use; OSError where another does, or others may write.
 
     >>> import tempfile
     >>> store = Store(Path(tempfile.mkdtemp()))
@@ -74,6 +74,7 @@ class Store:
         self._folder, self._clock = folder, clock
         for part in ("", "uploads", "requests", "answers"):
             (folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_ours(folder / part)
         self._lock = _locked(folder)
         self._database = sqlite3.connect(folder / "jobs.sqlite", isolation_level=None)
         self._database.execute("PRAGMA journal_mode=WAL")
@@ -181,6 +182,15 @@ class Store:
 
     def _all(self, query: str) -> list[Row]:
         return [Row(*found) for found in self._database.execute(query)]
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise PermissionError for a folder into which others could put files: a queue, answers, links to elsewhere."""
+    about = os.stat(folder)
+    if about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        raise PermissionError(
+            f"{folder}, where jobs are kept, is open to others: chmod 700 {folder}, or --data another"
+        )
 
 
 def _locked(folder: Path) -> int:
