@@ -111,6 +111,15 @@ def test_the_oldest_answers_go_when_there_are_too_many_bytes(store, clock):
     assert store.kept_bytes == 20
 
 
+def test_who_keeps_most_loses_first_when_there_are_too_many_bytes(store, clock):
+    modest, greedy = added(store, owner="modest"), [added(store, owner="greedy") for _ in range(3)]
+    for row in (modest, *greedy):
+        clock.now += 1
+        answered(store, row, bytes(10))
+    store.sweep(seconds=1000.0, most_bytes=25)
+    assert [row for row in (modest, *greedy) if store.answer(row.id).exists()] == [modest, greedy[-1]]
+
+
 def test_jobs_are_for_nobody_elses_eyes(store, tmp_path):
     folders = [tmp_path / "jobs", *(tmp_path / "jobs" / name for name in ("uploads", "requests", "answers"))]
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700] * 4
