@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nnzoo.remote.protocol import pack, unpack
+from nnzoo.remote.protocol import Message, pack, unpack
 
 MODEL = "nnzoo/tiny-gpt2"
 
@@ -40,7 +40,7 @@ def _run(number: int, request: bytes, together: int, report: Callable[[int, Prog
     if "journal" in asked:  # that it was begun, for tests that count
         with open(asked["journal"], "a") as file:
             file.write(f"{asked.get('name', '')} {os.getpid()} {together}\n")
-    tensors = {}
+    tensors = {"name": torch.tensor([*str(asked.get("name")).encode()], dtype=torch.uint8)}
     if asked["do"] == "sleep":
         until = time.monotonic() + asked["seconds"]
         while time.monotonic() < until:
@@ -60,12 +60,17 @@ def _run(number: int, request: bytes, together: int, report: Callable[[int, Prog
     elif asked["do"] == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif asked["do"] == "bytes":
-        tensors = {"t": torch.zeros(asked["size"], dtype=torch.uint8)}
+        tensors |= {"t": torch.zeros(asked["size"], dtype=torch.uint8)}
     elif asked["do"] == "fail":
         return failure(ValueError("no"))
-    fields = {"made": [], "absent": [], "drawn": [], "gradients": {}, "grads": {}, "log": [str(asked.get("name"))]}
-    return pack("result", {**fields, "saved": {"0": "t"} if tensors else {}}, tensors)
+    fields = {"made": [], "absent": [], "drawn": [], "gradients": {}, "grads": {}}
+    return pack("result", {**fields, "saved": dict(zip("01", tensors, strict=False))}, tensors)
 
 
 def failure(error: Exception) -> bytes:
     return pack("error", {"type": type(error).__name__, "message": str(error), "line": None, "code": "run"})
+
+
+def said(answer: Message) -> str:
+    """The name of the job whose answer it is."""
+    return bytes(answer.tensors["name"].tolist()).decode()

@@ -21,7 +21,6 @@ RESULT: dict[str, Any] = {
     "absent": [7],
     "made": [None, 4],
     "drawn": [None],
-    "log": ["a line"],
 }
 ERROR = {"type": "GraphError", "message": "no \u2260", "line": ["a.py", 3, "f"], "code": "graph"}
 KINDS = ("request", "result", "error")
@@ -161,7 +160,6 @@ def test_other_bytes_are_refused(data: bytes) -> None:
         ("result", {"saved": [1]}, "saved"),
         ("result", {"absent": [-1]}, "absent"),
         ("result", {"made": [True]}, "made"),
-        ("result", {"log": "line"}, "log"),
         ("result", {"extra": 1}, "extra"),
     ],
 )

@@ -12,7 +12,7 @@ from nnzoo.cli import main
 from nnzoo.remote.protocol import MEDIA_TYPE
 from nnzoo.remote.server.keys import new_key
 from remote_http import Client, begun
-from remote_jobs import job
+from remote_jobs import job, said
 from remote_server import Server
 
 
@@ -107,7 +107,7 @@ def test_a_job_that_crashes_its_worker_harms_no_other(client, tmp_path):
     answers = {name: client.answer(id) for name, id in ids.items()}
     assert {name for name, answer in answers.items() if answer.kind == "error"} == {"bad"}
     assert answers["bad"].fields["code"] == "worker"
-    assert all(answers[name].fields["log"] == [name] for name in names if name != "bad")
+    assert all(said(answers[name]) == name for name in names if name != "bad")
     assert begun(tmp_path / "journal").count("bad") <= 2
     assert all(client.answer(one).kind == "result" for one in busy)
 
@@ -115,7 +115,7 @@ def test_a_job_that_crashes_its_worker_harms_no_other(client, tmp_path):
 def test_jobs_that_wait_together_are_given_to_a_worker_together(client, tmp_path):
     busy = [client.queue(job("sleep", seconds=0.3)) for _ in range(2)]
     ids = [client.queue(job(name=str(i), journal=str(tmp_path / "journal"))) for i in range(6)]
-    assert [client.answer(id).fields["log"] for id in ids] == [[str(i)] for i in range(6)]
+    assert [said(client.answer(id)) for id in ids] == [str(i) for i in range(6)]
     together = [int(line.split()[2]) for line in (tmp_path / "journal").read_text().splitlines()]
     assert max(together) > 1
     assert all(client.answer(one).kind == "result" for one in busy)
@@ -148,11 +148,7 @@ def test_what_a_killed_server_left_is_run_by_the_next(limited, tight, tmp_path):
     assert (
         limited.queue(job("sleep", seconds=0.5, name="running", journal=str(journal)), Idempotency_Key="r") == running
     )
-    assert [limited.answer(id).fields["log"] for id in (finished, running, queued)] == [
-        ["finished"],
-        ["running"],
-        ["queued"],
-    ]
+    assert [said(limited.answer(id)) for id in (finished, running, queued)] == ["finished", "running", "queued"]
     assert begun(journal) == ["finished", "running", "running", "queued"]
 
 
@@ -164,7 +160,7 @@ def test_a_server_that_is_asked_to_end_lets_jobs_end_and_keeps_the_queue(limited
     assert tight.stop() == 0
     assert begun(journal) == ["running"]
     tight.restart()
-    assert [limited.answer(id).fields["log"] for id in (running, queued)] == [["running"], ["queued"]]
+    assert [said(limited.answer(id)) for id in (running, queued)] == ["running", "queued"]
     assert begun(journal) == ["running", "queued"]
 
 

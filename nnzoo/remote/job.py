@@ -46,7 +46,7 @@ class Job:
     """One job, which is sent. `receive` makes of its result what `result()` gives; one may `wait` for it at once.
 
     `id` is the server's name for it. `ahead` says how many jobs stood before it in the queue, `progress` how far it
-    had come, and `logs` what it said, when it was last heard of.
+    had come, and `logs` what the server said of it, when it was last heard of.
     """
 
     def __init__(self, client: Client, request: bytes, receive: Callable[[Message], Any], wait: bool = False) -> None:
@@ -78,6 +78,8 @@ class Job:
 
     def events(self, after: str | None = None) -> Iterator[Event]:
         """What happens to it, until it is over; from the beginning, or from after an event."""
+        if after is None:
+            self.logs.clear()  # they come again
         for event in self.client.events(self.id, after):
             with suppress(ValueError):  # a comment, or what a later server may say
                 happened = Event(event.event, json.loads(event.data))
@@ -123,7 +125,6 @@ class Job:
                     display.show(self._status, self.ahead, self.progress)
                     for _ in self.events():
                         display.show(self._status, self.ahead, self.progress)
-                    self.logs.clear()  # the result has them all
 
     def _take(self, data: bytes) -> None:
         with self._lock:
@@ -137,7 +138,7 @@ class Job:
             message = unpack(data, kinds=("result", "error"))
             if message.kind == "error":
                 raise failure(message.fields)
-            self._status, self.logs = Status.DONE, list(message.fields["log"])
+            self._status = Status.DONE
             assert self._receive is not None, "a result is taken once"
             return self._receive(message), None
         except Exception as error:

@@ -87,7 +87,6 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "absent": _list_of(_is_number),  # saved nodes that a generation did not come to
         "made": _list_of(_maybe(_is_number)),  # steps of each prompt's generation
         "drawn": _list_of(_maybe(_is_text)),  # state of each prompt's generator after its generation -> tensor
-        "log": _list_of(_is_text),
     },
     "error": {"type": _is_text, "message": _is_text, "line": _maybe(_is_line), "code": _is_text},
 }

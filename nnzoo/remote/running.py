@@ -194,7 +194,6 @@ def _result(job: Job, found: dict[Node, Any], whole: Replayed, watch: Watch, lim
         "absent": [number for node, number in job.saved.items() if node not in found],
         "made": [_made(job, invoke, watch) for invoke in job.new.invokes],
         "drawn": [_drawn(invoke, whole, out) for invoke in job.new.invokes],
-        "log": [],
     }
     return pack("result", fields, out.tensors)
 
