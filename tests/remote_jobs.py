@@ -1,4 +1,7 @@
-"""A stand-in for the running of graphs: jobs that sleep, grow, crash or answer at once, as their text says."""
+"""A stand-in for the running of graphs: jobs that sleep, grow, crash or answer at once, as their text says.
+
+One that waits does so until a test makes the file that is its `gate`: no test has to be quick.
+"""
 
 import json
 import os
@@ -41,9 +44,9 @@ def _run(number: int, request: bytes, together: int, report: Callable[[int, Prog
         with open(asked["journal"], "a") as file:
             file.write(f"{asked.get('name', '')} {os.getpid()} {together}\n")
     tensors = {"name": torch.tensor([*str(asked.get("name")).encode()], dtype=torch.uint8)}
-    if asked["do"] == "sleep":
-        until = time.monotonic() + asked["seconds"]
-        while time.monotonic() < until:
+    if asked["do"] in ("sleep", "wait"):
+        until = time.monotonic() + asked.get("seconds", 300)
+        while time.monotonic() < until and not ("gate" in asked and os.path.exists(asked["gate"])):
             try:
                 report(number, Progress(layer=1, n_layers=4))
             except Exception as error:
