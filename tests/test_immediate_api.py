@@ -41,7 +41,7 @@ MIDS = ["blocks.0.hook_resid_mid", "blocks.1.hook_resid_mid"]
         [re.compile(".*mid"), MIDS[0]],
         lambda name: name.endswith("mid"),
     ],
-    ids=str,
+    ids="list tuple set iterator glob short_glob expression globs expressions function".split(),
 )
 def test_a_filter_selects(names):
     _, cache = small("gpt2").run_with_cache(prompts(), names_filter=names)
