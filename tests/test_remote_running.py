@@ -72,9 +72,9 @@ class Traces:
 # --- every program ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("family", "most"), [("gpt2", 20), ("llama", 3)])
 def test_every_program_of_nnsights_users_gives_what_it_gives_here(
-    family: str, monkeypatch: pytest.MonkeyPatch, passes: list[int]
+    family: str, most: int, monkeypatch: pytest.MonkeyPatch, passes: list[int]
 ) -> None:
     requests: dict[str, list[tuple[str, bytes, dict[int, Tensor]]]] = {}
     model = LanguageModel(speaking.folder(family, N_LAYERS), dtype=torch.float64)
@@ -102,8 +102,8 @@ def test_every_program_of_nnsights_users_gives_what_it_gives_here(
     model.clear_edits()
     passes.clear()
     together = answers(model, [data for _, data, _ in stored])
-    assert max(passes) > 10
-    for (_, data, _), found in [*zip(stored, together, strict=True)][::5]:
+    assert max(passes) >= most
+    for (_, data, _), found in [*zip(stored, together, strict=True)][::8]:
         assert found.fields == answers(model, [data])[0].fields
     for (name, _, local), found in zip(stored, together, strict=True):
         remote = values(found)
@@ -179,10 +179,12 @@ def test_a_generation_that_draws_goes_on_where_the_clients_random_numbers_stand(
 
 def test_a_text_that_ends_leaves_later_steps_absent(passes: list[int]) -> None:
     model, traces, greedy = tiny(), Traces(), []
-    with model.generate(prompt(1, 5), max_new_tokens=8) as tracer:
+    with model.generate(prompt(1, 5), max_new_tokens=8, do_sample=True, seed=1) as tracer:
         ids = tracer.result.save()
-    for end in (ids[0, 7].item(), None):
-        with model.generate(prompt(1, 5), max_new_tokens=8, eos_token_id=end) as tracer:
+    new = ids[0, 5:].tolist()
+    assert new[2] not in new[:2]
+    for end in (new[2], None):
+        with model.generate(prompt(1, 5), max_new_tokens=8, do_sample=True, seed=1, eos_token_id=end) as tracer:
             for _ in range(6):
                 greedy.append(model.transformer.h[0].output[0].save())
                 tracer.next()

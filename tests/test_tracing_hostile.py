@@ -104,29 +104,6 @@ class TestDtypes:
         assert index.dtype == torch.long
 
 
-class Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return x * 2
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return gradient * 100
-
-
-class TestCustomFunctions:
-    def test_their_values_are_right(self, model: LanguageModel, plain: Tensor) -> None:
-        with model.trace(TOKENS) as tracer:
-            doubled = Doubled.apply(tracer.read(RESID))
-        assert error(doubled, 2 * plain) < 1e-10
-
-    def test_a_gradient_through_one_is_refused(self, model: LanguageModel) -> None:
-        with pytest.raises(TraceError, match=r"autograd\.Function"), model.trace(TOKENS) as tracer:
-            hidden = tracer.read(RESID)
-            (Doubled.apply(hidden) + hidden).sum().backward()
-            hidden.grad.save()
-
-
 def test_many_edits_of_one_value_take_time_in_proportion(model: LanguageModel) -> None:
     def seconds(n: int) -> float:
         start = time.perf_counter()

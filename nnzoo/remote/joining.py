@@ -1,20 +1,16 @@
 """Several programs as one, so that the prompts of several requests share a pass; each gets what it gets alone."""
 
-from collections.abc import Callable, Iterable, Sequence
-
-import torch
+from collections.abc import Iterable, Sequence
 
 from nnzoo.remote.limits import Limits
 from nnzoo.remote.reading import Job
-from nnzoo.tracing.graph import Call
+from nnzoo.tracing.arguments import name_of
+from nnzoo.tracing.graph import Node
+from nnzoo.tracing.infer import Answer
 from nnzoo.tracing.recorder import Recorder
 from nnzoo.tracing.replay import Replayed
 
-_DRAW: set[Callable] = {  # random numbers, from wherever the generator stands when they run
-    torch.nn.functional.scaled_dot_product_attention,
-    torch.nn.functional.multi_head_attention_forward,
-    torch.nn.init.kaiming_uniform_,
-}
+_DRAWING_EDITS = set("bernoulli_ cauchy_ exponential_ geometric_ log_normal_ normal_ random_ uniform_".split())
 
 
 def groups(jobs: Iterable[Job], limits: Limits) -> list[list[Job]]:
@@ -43,14 +39,19 @@ def _shares(job: Job) -> bool:
     """Whether a job's passes may have others' rows in them: nothing in them is about the pass as a whole."""
     if job.new.recorder.needs_grad or job.program.grad or job.program.max_batch is not None:
         return False
-    calls = [node for node in job.new.recorder.nodes if isinstance(node, Call)]
-    if any(node.fn in _DRAW for node in calls):
+    if any(_may_draw(node, answer) for node, answer in job.new.answers.items()):
         return False
     # a generation that goes on with others beyond what is asked of it would draw more than it does alone
     drawn = [
         invoke for invoke in job.new.invokes if invoke.decoder is not None and invoke.decoder.generator is not None
     ]
     return all(invoke.decoder.options.seed is not None or job.asks_for_end(invoke) for invoke in drawn)
+
+
+def _may_draw(node: Node, answer: Answer) -> bool:
+    """Whether a call draws random numbers from wherever the generator stands when it runs."""
+    unknown = not answer.leaves and name_of(getattr(node, "fn", None)) in _DRAWING_EDITS
+    return (answer.draws or unknown) and getattr(node, "random", None) is None
 
 
 def _kind(job: Job) -> tuple:

@@ -38,6 +38,8 @@ def to_meta(t: Tensor) -> Tensor:
 def name_of(fn: Any) -> str:
     """A function's name; for the getter of a tensor's attribute, the attribute's."""
     name = getattr(fn, "__name__", "")
+    if isinstance(fn, torch._ops.OpOverload):
+        return name.partition(".")[0]
     return fn.__self__.__name__ if name in ("__get__", "__set__") else name
 
 
@@ -54,14 +56,6 @@ def user_line() -> Line:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame = frame.f_back
     return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-
-
-def in_custom_function() -> bool:
-    """Whether the line is part of the forward of a torch.autograd.Function."""
-    code, frame = torch.autograd.Function.apply.__func__.__code__, sys._getframe(1)  # type: ignore[attr-defined]
-    while frame.f_back is not None and frame.f_code is not code:
-        frame = frame.f_back
-    return frame.f_code is code
 
 
 def edited(name: str, args: tuple, kwargs: dict) -> Tensor | None:

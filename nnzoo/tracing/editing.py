@@ -70,6 +70,7 @@ class EditTracer(Tracer):
                 f"the loop over steps at {self.left_early[0]} was left by a break; in an edit, such a loop's body is "
                 "what holds at every step. For some steps: tracer.iter[a:b]"
             )
+        self.recorder.settle_functions()
         edit = Edit(tuple(part for part in self.parts if part.tape.entries), self.recorder.custom)
         edit.check()
         self.model.edits = (*self.model.edits, edit)

@@ -46,7 +46,15 @@ class Execution:
         """The values of some nodes, of a pass that may go on later."""
         alive = [lazy._node for ref in recorder.alive if (lazy := ref()) is not None]
         near = [node for node in alive if _within(node, roots)]  # they will be asked for, and a pass is there already
-        with self._ready(recorder), _untouched_gradients(recorder, self._model._model):
+        try:
+            return self._look(recorder, roots, near)
+        except Exception:
+            if set(near) <= set(roots):
+                raise
+        return self._look(recorder, roots, [])  # the error of a neighbour comes when that one is asked for
+
+    def _look(self, recorder: Recorder, roots: list[Node], near: list[Node]) -> dict[Node, Any]:
+        with self._ready(recorder), _nothing_changed(recorder, self._model._model):
             return self._run(recorder, roots, near)
 
     def finish(self, recorder: Recorder, roots: list[Node], *, carries_graph: bool) -> dict[Node, Any]:
@@ -139,6 +147,8 @@ def _within(node: Node, roots: Iterable[Node]) -> bool:
 def _can_stand(stopped: Stopped, again: set[Node], done: set[Node], fresh: list[Node], roots: list[Node]) -> bool:
     """Whether the values of a stopped pass are those that going on needs."""
     values, kept = stopped.run.values, {node.storage for node in done}
+    if any(isinstance(node, Call) and node.changes for node in stopped.run.done):
+        return False  # the look took back what they did
     if any(isinstance(node, Call) and node.writes and node.storage in kept for node in again):
         return False  # it would be written twice
     if any(root in done and root not in values for root in roots):
@@ -156,20 +166,23 @@ def _touches_the_pass(node: Node) -> bool:
 
 
 @contextmanager
-def _untouched_gradients(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
-    """A look differentiates for itself: what it adds to the gradients of parameters is taken back."""
+def _nothing_changed(recorder: Recorder, model: torch.nn.Module) -> Iterator[None]:
+    """A look runs for itself: what it adds to the gradients of parameters, or does to real tensors, is taken back."""
     if not recorder.effects:
         yield
         return
     leaves: dict[int, Tensor] = {id(p): p for p in model.parameters()}
-    for node in recorder.nodes:
-        if isinstance(node, Call):
-            leaves |= {id(t): t for t, _ in node.versions if t.requires_grad and t.is_leaf}
-    before = [(leaf, leaf.grad) for leaf in leaves.values()]
-    for leaf, _ in before:
+    calls = [node for node in recorder.nodes if isinstance(node, Call)]
+    for node in calls:
+        leaves |= {id(t): t for t, _ in node.versions if t.requires_grad and t.is_leaf}
+    gradients = [(leaf, leaf.grad) for leaf in leaves.values()]
+    numbers = [(t, t.detach().clone()) for t in {id(t): t for node in calls for t in node.changes}.values()]
+    for leaf, _ in gradients:
         leaf.grad = None
     try:
         yield
     finally:
-        for leaf, gradient in before:
+        for leaf, gradient in gradients:
             leaf.grad = gradient
+        for t, before in numbers:
+            t.data.copy_(before)  # without a mark that it was edited: it is as it was

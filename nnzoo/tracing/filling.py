@@ -1,5 +1,8 @@
 """When a trace has run, lazy tensors become plain ones: the same Python objects, in whatever holds them."""
 
+import warnings
+import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +32,12 @@ def fill_in(lazies: list[LazyTensor], values: dict[Node, Any], *, with_graph: bo
         node = lazy._node
         if node not in values:
             continue  # of a step that was not made: using it says so
-        alias = _alias(values[node], sharing, node, saved=node in lazy._recorder.saved, with_graph=with_graph)
+        recorder = lazy._recorder
+        alias = _alias(values[node], sharing, node, saved=node in recorder.saved, with_graph=with_graph)
         try:
             torch.utils.swap_tensors(lazy, alias)
+            if with_graph and node in recorder.differentiated and values[node].requires_grad:
+                values[node].register_hook(partial(_add_gradient, weakref.ref(lazy)))
         except RuntimeError:  # PyTorch swaps no tensor that somebody has a weak reference to
             refused.append(f"{lazy!r}, made at {node.line}")
     if refused:
@@ -51,6 +57,17 @@ def _alias(value: Tensor, sharing: dict[int, int], node: Node, *, saved: bool, w
     if saved:
         alias.value = kept.view_as(kept)  # type: ignore[attr-defined]  # older code asks a saved value for its value
     return alias
+
+
+def _add_gradient(held: "weakref.ref[Tensor]", gradient: Tensor) -> None:
+    """A later backward pass has come to the value that a tensor stands for."""
+    value = held()
+    if value is None:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch: it is no leaf, and nothing else fills its .grad
+        before = value.grad
+    value.grad = gradient.clone() if before is None else before + gradient
 
 
 def _count_storages(values: dict[Node, Any]) -> dict[int, int]:

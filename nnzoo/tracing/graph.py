@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from nnzoo.tracing.infer import map_tensors
 from nnzoo.tracing.modes import Modes, restored
@@ -179,6 +179,7 @@ class Call(Node):
     versions: tuple[tuple[Tensor, int], ...] = ()  # constants, and how often they had been edited when recorded
     writes: bool = False  # it changes its first input in place
     random: Tensor | None = None  # the random number generator's state at its line, where it draws from it
+    changes: tuple[Tensor, ...] = ()  # real tensors that it changes in place
     modes: Modes | None = None  # PyTorch's modes at its line, where they are not those of the trace
 
     def run(self, operand: Callable[[Node], Any]) -> Any:
@@ -189,6 +190,8 @@ class Call(Node):
                     "give the trace a clone of it"
                 )
         args, kwargs = fill(self.args, operand), fill(self.kwargs, operand)
+        if isinstance(kwargs.get("generator"), Generator):
+            kwargs["generator"] = kwargs["generator"].clone_state()  # it may run again, and draws the same then
         if self.modes is None and self.random is None:
             return self.fn(*args, **kwargs)
         with restored(self.modes, self.random):

@@ -1,16 +1,18 @@
-"""What an operation gives, without running it: shapes, dtypes, and which outputs share storage with an input.
+"""What an operation gives, without running it: shapes, dtypes, which outputs share storage with an input, its effects.
 
 PyTorch's own kernels for the meta device answer. Answers are remembered by function and by the shapes of its
 arguments, since some of them take a millisecond to find.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nnzoo.tracing.effects import watched
 
 
 class NeedsValues(Exception):
@@ -19,11 +21,18 @@ class NeedsValues(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """The result with meta tensors in it, those tensors, and for each the position of the input it aliases."""
+    """The result with meta tensors in it, those tensors, and for each the position of the input it aliases.
+
+    Then what the operation does beside: whether it draws random numbers, whether how many depends on values, and the
+    positions of the tensors among its arguments that it changes in place.
+    """
 
     result: Any
     leaves: tuple[Tensor, ...]
     aliases: tuple[int | None, ...]
+    draws: bool = False
+    by_value: bool = False
+    changed: tuple[int, ...] = ()
 
 
 _memory: dict[Any, Answer] = {}
@@ -63,7 +72,7 @@ def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answe
         return _arithmetic(*args)
     try:
         with torch.inference_mode():  # whatever mode the body is in: answers are remembered
-            result = fn(*args, **kwargs)
+            result, watch = watched(fn, args, kwargs)
     except NotImplementedError as error:
         raise NeedsValues from error
     except (RuntimeError, TypeError) as error:
@@ -74,7 +83,12 @@ def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answe
     map_tensors(leaves.append, result)
     storages = [t.untyped_storage()._cdata for t in inputs]
     aliases = [t.untyped_storage()._cdata for t in leaves]
-    return Answer(result, tuple(leaves), tuple(storages.index(a) if a in storages else None for a in aliases))
+    shared = tuple(storages.index(a) if a in storages else None for a in aliases)
+    if not watch.saw:
+        return Answer(result, tuple(leaves), shared)
+    given: list[Tensor] = []
+    map_tensors(given.append, (args, kwargs))
+    return Answer(result, tuple(leaves), shared, watch.draws, watch.by_value, watch.changed(given))
 
 
 def _ask_cast(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], device: torch.device) -> Answer:
@@ -93,7 +107,7 @@ def _ask_cast(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], dev
         answer = _ask(fn, map_tensors(fake, args), map_tensors(fake, kwargs), cast)
     metas = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in answer.leaves]
     results = iter(metas)
-    return Answer(map_tensors(lambda _: next(results), answer.result), tuple(metas), answer.aliases)
+    return replace(answer, result=map_tensors(lambda _: next(results), answer.result), leaves=tuple(metas))
 
 
 def _arithmetic(a: Any, b: Any) -> Answer:

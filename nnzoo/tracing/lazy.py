@@ -5,8 +5,10 @@ goes through `__torch_function__` to the recorder of its trace. When the trace h
 become a plain `torch.Tensor`.
 """
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,8 +25,11 @@ class LazyTensor(Tensor):
 
     @staticmethod
     def __new__(cls, node: Node, recorder: Any) -> "LazyTensor":
-        dtype = torch.float32 if node.meta is None else node.meta.dtype  # torch.tensor([x, y]) asks
-        lazy = torch.Tensor._make_wrapper_subclass(cls, (), dtype=dtype)
+        meta = node.meta  # torch.tensor([x, y]) asks for the dtype, torch.vmap for the shape
+        if meta is None:
+            lazy = torch.Tensor._make_wrapper_subclass(cls, (), dtype=torch.float32)
+        else:
+            lazy = torch.Tensor._make_wrapper_subclass(cls, meta.shape, meta.stride(), dtype=meta.dtype)
         lazy._node, lazy._recorder = node, recorder
         recorder.alive.append(weakref.ref(lazy))
         return lazy
@@ -33,13 +38,26 @@ class LazyTensor(Tensor):
     def __torch_function__(cls, fn: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         lazy = first_lazy((args, kwargs))
         assert lazy is not None, "PyTorch calls this for a traced argument"
+        if torch._C._are_functorch_transforms_active() and _is_transformed((args, kwargs)):
+            with torch._C.DisableTorchFunctionSubclass():  # what it is made of comes by __torch_dispatch__
+                return fn(*args, **(kwargs or {}))
         return lazy._recorder.record(fn, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub forgets that it is a class method
-        cls, fn: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        cls, fn: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        raise RuntimeError(f"{fn} reached a traced value below Python; use PyTorch's own functions on it")
+        lazy = first_lazy((args, kwargs))
+        if lazy is not None and _in_transform():
+            result = lazy._recorder.record(fn, args, kwargs or {})
+            if result is lazy and fn._schema.is_mutable:  # turned in place, its own shape has to follow
+                with torch._C.DisableTorchFunctionSubclass():
+                    lazy.data = LazyTensor(lazy._node, lazy._recorder)
+            return result
+        raise RuntimeError(
+            f"{fn} reached a traced value below Python: compiled code (torch.jit.script) and copies by torch.tensor(x) "
+            "cannot be recorded. Call the Python function itself; for a copy, x.clone()"
+        )
 
     def save(self) -> Any:
         """Keep the value; here, whatever you still hold is kept, and over a wire only what is saved.
@@ -94,3 +112,17 @@ def first_lazy(value: Any) -> LazyTensor | None:
     elif not isinstance(value, (tuple, list)):
         return None
     return next((found for part in value if (found := first_lazy(part)) is not None), None)
+
+
+def _is_transformed(value: Any) -> bool:
+    """Whether a tensor in a nesting of arguments is that of a torch.vmap or torch.func.grad."""
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return any(isinstance(one, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(one) for one in leaves)
+
+
+def _in_transform() -> bool:
+    """Whether the line is part of a torch.vmap or torch.func.grad."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith("torch._functorch"):
+        frame = frame.f_back
+    return frame is not None

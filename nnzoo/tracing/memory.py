@@ -40,7 +40,7 @@ def peak_memory(recorder: Recorder, results: Mapping[Node, Sequence[Tensor]]) ->
     uses.update(recorder.roots)
     users: Counter[Storage] = Counter()  # nodes of a storage whose values are still needed
     held: dict[Storage, int] = {}
-    total = peak = _kept_for_readers(nodes)
+    total = peak = _kept_for_readers(nodes, every=recorder.needs_grad)
     for node in nodes:
         size = max(_size(node, results), held.get(node.storage, 0))
         total += size - held.get(node.storage, 0)
@@ -62,8 +62,11 @@ def _size(node: Node, results: Mapping[Node, Sequence[Tensor]]) -> int:
     return memory_of(node.meta) if node.meta is not None else sum(map(memory_of, results.get(node, ())))
 
 
-def _kept_for_readers(nodes: Sequence[Node]) -> int:
-    """Bytes of the copies that edits make for readers which were recorded before them and run after them."""
+def _kept_for_readers(nodes: Sequence[Node], *, every: bool) -> int:
+    """Bytes of the copies that edits make for readers which were recorded before them and run after them.
+
+    With gradients `every` earlier reader has one.
+    """
     at = {node: position for position, node in enumerate(nodes)}
     copies: dict[tuple[Node, Node], int] = {}
     for storage in {node.storage for node in nodes if isinstance(node, Call) and node.writes}:
@@ -73,7 +76,7 @@ def _kept_for_readers(nodes: Sequence[Node]) -> int:
             while later and later[-1].index > reader.index:
                 write = later.pop()
                 first = write if first is None or at[write] < at[first] else first
-            if first is not None and at[first] < at[reader]:
+            if first is not None and (every or at[first] < at[reader]):
                 for one in reader.inputs:
                     if one.storage is storage and one.meta is not None:
                         copies[first, one] = memory_of(one.meta)

@@ -5,7 +5,8 @@ which pass, and is tied to the writes that it must see. An operation that needs 
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,42 +14,28 @@ from torch import Tensor
 
 from nnzoo.prompts import loss_of
 from nnzoo.tracing.arguments import (
-    Gone,
     call_with,
     edited,
-    in_custom_function,
     index_metas,
     lazies,
     name_of,
     operands,
     stand_in,
     to_meta,
-    user_line,
     with_nodes,
     without_masks,
 )
-from nnzoo.tracing.graph import (
-    END,
-    NOTHING,
-    Arrive,
-    Call,
-    Invoke,
-    Line,
-    Needs,
-    Node,
-    Pick,
-    Place,
-    Put,
-    Stage,
-    Storage,
-    together,
-)
+from nnzoo.tracing.custom import CustomFunctions
+from nnzoo.tracing.drawing import draw
+from nnzoo.tracing.graph import Call, Node, Pick, Put, Storage
 from nnzoo.tracing.infer import Answer, NeedsValues, infer, map_tensors, moves
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.lengths import map_lengths
-from nnzoo.tracing.modes import Modes, random_state
-from nnzoo.tracing.pass_order import PassOrder
+from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.tape import StepValues, Tape
+from nnzoo.tracing.writing import TraceError, Writer
+
+__all__ = ["Recorder", "TraceError"]
 
 _REAL_DEVICE = {"device", "is_cpu", "is_cuda", "is_meta", "get_device"}  # asked of the model, not of the meta device
 _LOOKS = {"__reduce_ex__", "data_ptr", "untyped_storage", "storage"}  # pickle, copy.copy, torch.save: of numbers
@@ -56,53 +43,34 @@ _FROM_SHAPE = set(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like "
     "new_zeros new_ones new_empty new_full new_tensor".split()
 )
-RANDOM = set(
-    "bernoulli bernoulli_ dropout dropout_ alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d "
-    "dropout3d rrelu rrelu_ multinomial normal normal_ uniform_ exponential_ log_normal_ cauchy_ geometric_ random_ "
-    "poisson gumbel_softmax".split()
-)
-
-
 # in place, they change a tensor's shape: a traced value becomes the view that the same function without "_" gives
 _TURNS = set("t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ as_strided_".split())
 _ALIKE: dict[str, Callable] = {"view_as": Tensor.view, "expand_as": Tensor.expand, "reshape_as": Tensor.reshape}
 _RESIZES = {"resize_", "resize_as_", "set_", "rename_"}
 
 
-class TraceError(RuntimeError):
-    """What a body asks for cannot be had from the model's passes."""
+class Recorder(Writer):
+    """What answers for the lazy tensors of one trace while its body runs.
 
-
-class Recorder:
-    """The graph of one trace while its body runs.
-
-    `device` is the model's, and `run` runs the model for some nodes and gives their values.
+    `run` runs the model for some nodes and gives their values.
     """
 
     def __init__(
         self, device: torch.device, order: dict[str, int], run: Callable[["Recorder", list[Node]], dict[Node, Any]]
     ) -> None:
-        self.device, self.order = device, order
+        super().__init__(device, order)
         self._run = run
         self._moves = moves(device)
-        self.modes = Modes.now(device.type)  # those of the trace: the model's passes run under them
-        self.passes = PassOrder()
-        self.nodes: list[Node] = []
-        self.puts: list[Node] = []  # nodes that change what the model goes on with
-        self.effects: list[Node] = []  # nodes that run whatever is asked: backward passes
         self.saved: set[Node] = set()
         self.lists: list[StepValues] = []  # those of a `with tracer.iter[...]`
         self.roots: list[Node] = []  # what was asked for when the body was over
-        self.given: list[Call] = []  # nodes that hold tensors
-        self.keeps_tensors = False  # somebody asked for the graph, and may store it
         self.alive: list[weakref.ref[LazyTensor]] = []
         self.open = True
         self.ended = "a trace that ended with an error"  # what values belong to that were never computed
-        self.needs_grad = False
         self.differentiated: set[Node] = set()  # nodes whose gradient the body wants kept
         self.tape: Tape | None = None  # what is done goes on it too
         self._answering = False
-        self.custom: Line | None = None  # inside an autograd.Function, whose backward no node knows
+        self._functions = CustomFunctions()
         self.special: dict[str, Callable[[Callable, tuple, dict], Any]] = {}  # names that others answer: gradients
 
     # --- operations ----------------------------------------------------------------------------------------------
@@ -113,6 +81,14 @@ class Recorder:
         `shapes` is a function that answers on the meta device for one that cannot.
         """
         self.check_open()
+        if self.modes.grad and not torch.is_grad_enabled():  # as it is in the forward of an autograd.Function
+            application = self._functions.running(self)
+            if application is not None:
+                return application.record(fn, args, kwargs, shapes)
+        return self.do(fn, args, kwargs, shapes)
+
+    def do(self, fn: Callable, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:
+        """Record a function by itself, wherever its line is."""
         if kwargs.get("out") is not None and lazies(kwargs["out"]):
             return self._into(fn, args, kwargs, shapes)
         if name_of(fn) in _TURNS:
@@ -124,13 +100,23 @@ class Recorder:
             return self.record(view, (one, other.shape), {}) if isinstance(one, LazyTensor) else view(one, other.shape)
         if self.tape is None or self._answering:
             return self._answer(fn, args, kwargs, shapes)
-        self._answering = True  # what the answer is made of is no entry of its own
-        try:
+        with self.off_tape():  # what the answer is made of is no entry of its own
             result = self._answer(fn, map_lengths(int, args), map_lengths(int, kwargs), shapes)
-        finally:
-            self._answering = False
         modes = Modes.now(self.device.type)
         return self.tape.did(fn, args, kwargs, shapes, result, None if modes == self.modes else modes)
+
+    @contextmanager
+    def off_tape(self) -> Iterator[None]:
+        """Inside the `with`, what is done is part of something that is on the tape itself."""
+        answering, self._answering = self._answering, True
+        try:
+            yield
+        finally:
+            self._answering = answering
+
+    def settle_functions(self) -> None:
+        """The body is over, and with it all forwards of autograd.Functions."""
+        self._functions.settle(self)
 
     def _into(self, fn: Callable, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:
         """A function whose results are written into traced values, `out=`."""
@@ -174,9 +160,12 @@ class Recorder:
             answer = Answer(None, (), ())  # numbers decide which elements are written; shape and dtype stay
         if not answer.leaves and target is None:
             return answer.result
-        random = self._draw(fn, args, kwargs) if name in RANDOM else None
+        changes = self._changed(name, answer, args, kwargs) if target is None and answer.changed else ()
+        random = None
+        if answer.draws:
+            kwargs, random = draw(fn, args, kwargs, self._stand_in(answer, args, kwargs, changes), self.device)
         edits = None if target is None else target._node
-        node = self.call(fn, with_nodes(args), with_nodes(kwargs), answer, edits=edits, random=random)
+        node = self.call(fn, with_nodes(args), with_nodes(kwargs), answer, edits=edits, random=random, changes=changes)
         if target is not None:
             return None if name == "__setitem__" else target
         return self.results(node, answer)
@@ -231,11 +220,32 @@ class Recorder:
         if self.tape is not None:
             raise TraceError(f"{what} is not possible inside {self.tape.why}")
 
-    def _draw(self, fn: Callable, args: tuple, kwargs: dict) -> Tensor:
-        """The generator's state; a stand-in draws as many numbers as the value will."""
-        state = random_state(self.device)
-        call_with(fn, lambda t: stand_in(t, self.device, fill=1.0), args, kwargs)
-        return state
+    def _stand_in(
+        self, answer: Answer, args: tuple, kwargs: dict, changes: tuple[Tensor, ...]
+    ) -> Callable[[Tensor], Tensor]:
+        """What stands for each tensor while random numbers are drawn: as many must be drawn as the values will draw."""
+        values: dict[Node, Any] = {}
+        if answer.by_value:
+            with suppress(TraceError):  # where nobody can look, as many as ones draw
+                values = self._values([lazy._node for lazy in lazies((args, kwargs))])
+
+        def stand_for(t: Tensor) -> Tensor:
+            if isinstance(t, LazyTensor) and t._node in values:
+                return values[t._node].clone()
+            return t.clone() if any(t is one for one in changes) else stand_in(t, self.device, fill=1.0)
+
+        return stand_for
+
+    def _changed(self, name: str, answer: Answer, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+        """The real tensors that a call changes in place, a batch norm its running statistics."""
+        given: list[Tensor] = []
+        map_tensors(given.append, (args, kwargs))
+        changed = tuple(given[i] for i in answer.changed)
+        if lazies(changed):
+            raise TraceError(
+                f"{name} would change a traced value in place; call it on a clone, and set the value to it"
+            )
+        return changed
 
     def _infer(self, fn: Callable, name: str, args: tuple, kwargs: dict) -> Answer:
         inputs = lazies((args, kwargs))
@@ -262,106 +272,10 @@ class Recorder:
         )
         return map_tensors(lambda _: LazyTensor(next(picks), self), answer.result)
 
-    def call(
-        self,
-        fn: Callable,
-        args: tuple,
-        kwargs: dict,
-        answer: Answer,
-        *,
-        edits: Node | None = None,
-        random: Tensor | None = None,
-    ) -> Call:
-        """A node for a call whose answer is known; one that `edits` its first input in place shares its storage."""
-        inputs, constants = operands((args, kwargs))
-        self.needs_grad |= any(t.requires_grad and not t.is_meta for t in constants)
-        aliased = next((a for a in answer.aliases if a is not None), None)
-        storage = Storage() if aliased is None else inputs[aliased].storage
-        modes = Modes.now(self.device.type)
-        if self.custom is None and self.modes.grad and not modes.grad and in_custom_function():
-            self.custom = user_line()
-        node = self.add(
-            Call,
-            inputs,
-            storage=storage if edits is None else edits.storage,
-            meta=answer.leaves[0] if len(answer.leaves) == 1 else None,
-            fn=fn,
-            args=args,
-            kwargs=kwargs,
-            versions=tuple((t, t._version) for t in constants if not t.is_inference()),
-            writes=edits is not None,
-            modes=None if modes == self.modes else modes,
-            random=random,
-        )
-        if constants or random is not None:
-            self.given.append(node)
-        if edits is not None:
-            self._edit(node)
-        return node
-
-    def _edit(self, node: Call) -> None:
-        storage = node.storage
-        if storage.place is not None:
-            self.settle(node, storage.place)
-            self.puts.append(node)
-        storage.writes.append(node)
-        if storage.written is not None:
-            storage.written(node)
-
-    def add(
-        self,
-        kind: type,
-        inputs: tuple[Node, ...],
-        *,
-        storage: Storage | None = None,
-        needs: Needs = NOTHING,
-        **fields: Any,
-    ) -> Any:
-        """A node after all writes that its inputs must have seen."""
-        after = tuple(node.storage.writes[-1] for node in inputs if node.storage.writes)
-        node = kind(
-            index=len(self.nodes),
-            needs=together((*inputs, *after)) if inputs else needs,
-            storage=Storage() if storage is None else storage,
-            line=user_line(),
-            inputs=inputs,
-            after=after,
-            **fields,
-        )
-        self.nodes.append(node)
-        for one in inputs:
-            one.storage.readers.append(node)
-        return node
-
-    def settle(self, node: Node, place: Place) -> None:
-        """A node changes a place: from then on it needs that its invoke's pass is there, and whatever it took comes
-        before. Raises TraceError where that is impossible.
-        """
-        for invoke, stage in node.needs.items():
-            late = stage > place.stage
-            possible = not late if invoke is place.invoke else self.passes.require(invoke, place.invoke, apart=late)
-            if not possible:
-                raise TraceError(self._too_late(place, invoke, stage))
-        node.needs = {place.invoke: place.stage}
-
-    def _too_late(self, place: Place, source: Invoke, stage: Stage) -> str:
-        value = self.name_of_stage(stage)
-        if source is place.invoke:
-            return (
-                f"{place.hook} cannot be set from {value}, which the same pass computes later. Take the value from a "
-                "trace of its own first, or clone what you want to change: value.clone()"
-            )
-        return (
-            f"{place.hook} of {place.invoke} cannot be set from {value} of {source}, whose pass needs a value of "
-            f"{place.invoke} first. Take one of the two from a trace of its own"
-        )
-
-    def name_of_stage(self, stage: Stage) -> str:
-        """What happens at a stage, in words."""
-        if stage >= END:
-            return "the generated ids" if stage == END else "a gradient"
-        name = next((hook for hook, order in self.order.items() if order == stage.order), "the chosen token")
-        return name if stage.step == 0 else f"{name} at step {stage.step}"
+    def close(self) -> None:
+        """The body is over: what was recorded stays, to be printed, but lets go of the tensors that it was given."""
+        self.open, self.special, self._functions = False, {}, CustomFunctions()
+        self.let_go()
 
     def check_ours(self, lazy: LazyTensor) -> None:
         """Raise TraceError for a value of another trace."""
@@ -371,27 +285,6 @@ class Recorder:
                 f"{lazy!r}, made at {lazy._node.line}, belongs to another trace, which has not run yet. When its block "
                 "has ended, it is a plain tensor, and can be used in this one"
             )
-
-    def close(self) -> None:
-        """The body is over: what was recorded stays, to be printed, but lets go of the tensors that it was given."""
-        self.open, self.special = False, {}
-        for call in self.given if not self.keeps_tensors else ():
-            call.args, call.kwargs = map_tensors(Gone, call.args), call.kwargs and map_tensors(Gone, call.kwargs)
-            call.versions, call.random = (), None
-        for node in self.nodes:
-            node.storage.written = None  # it holds the recorder
-
-    def __del__(self) -> None:
-        """Nodes let go of one another, which are many, and would wait for the garbage collector."""
-        for node in self.nodes:
-            storage = node.storage
-            storage.readers, storage.writes, storage.place, storage.written = [], [], None, None
-            node.inputs = node.after = ()
-            node.needs = NOTHING
-            if isinstance(node, Call):
-                node.args, node.kwargs, node.versions = (), {}, ()
-            elif isinstance(node, Arrive) and node.invoke is not None:
-                node.invoke.places.clear()
 
     def check_open(self) -> None:
         """Raise TraceError when the trace has ended."""

@@ -26,7 +26,7 @@ from nnzoo.tracing.infer import Answer, NeedsValues, infer
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.modes import Modes, restored
 from nnzoo.tracing.places import Places, View
-from nnzoo.tracing.recorder import RANDOM, Recorder
+from nnzoo.tracing.recorder import Recorder
 from nnzoo.tracing.shapes import Shapes
 from nnzoo.tracing.stored_tensors import weight_of
 
@@ -270,8 +270,6 @@ class _Replay:
             raise GraphError("it uses no value of the trace")
         if name_of(fn) == "data" and self._program.needs_grad:
             fn = torch.Tensor.detach  # which tells autograd of edits: what it has kept may be indices
-        if name_of(fn) in RANDOM and random is None:
-            raise GraphError("it draws random numbers, and there is no state to draw them from")
         modes = None if modes is None else modes._replace(device_type=self._recorder.device.type)
         target = None if edits is None else self._nodes[edits]
         with restored(modes or self._recorder.modes):

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nnzoo.tracing.graph import Call, Given, Invoke, Node, Storage
@@ -28,6 +29,7 @@ class Run:
         self.carries_graph = False  # values leave with their autograd graph
 
         self._waiting: dict[Storage, deque[Node]] = {}  # readers of edited memory, less those at the head that have run
+        self._copies: dict[Node, tuple[int, Tensor]] = {}  # of values that are edited later, and of which version
         self._before_edit: dict[tuple[Node, Node], Tensor] = {}  # (reader, operand) -> the operand as it was
 
     def expect(self, plan: Plan, roots: Iterable[Node]) -> None:
@@ -91,11 +93,23 @@ class Run:
         self._uses[node] -= 1
         if not self._uses[node]:
             self.values.pop(node, None)
+            self._copies.pop(node, None)
 
     def operand(self, reader: Node, node: Node) -> Any:
         """The value of a node as a reader must see it."""
         kept = self._before_edit.get((reader, node))  # an operand may stand there twice
-        return self.values[node] if kept is None else kept
+        if kept is not None:
+            return kept
+        value = self.values[node]
+        return self._apart(node, value) if _may_be_saved(reader, node, value) else value
+
+    def _apart(self, node: Node, value: Tensor) -> Tensor:
+        """A value that autograd may save for a backward pass, apart from memory that is yet to be edited."""
+        version, copy = self._copies.get(node, (-1, value))
+        if version != value._version:
+            copy = value.clone()
+            self._copies[node] = (value._version, copy)
+        return copy
 
     def _keep_for_readers(self, edit: Call) -> None:
         """Readers recorded before an edit that run after it see what they would have seen."""
@@ -112,3 +126,18 @@ class Run:
                 if node.storage is edit.storage and node in self.values and (reader, node) not in self._before_edit:
                     copies.setdefault(node, self.values[node].clone())
                     self._before_edit[reader, node] = copies[node]
+
+
+def _may_be_saved(reader: Node, node: Node, value: Any) -> bool:
+    """Whether a backward pass may need a value as its reader saw it, when its memory has been edited since."""
+    writes = node.storage.writes
+    return (
+        bool(writes)
+        and writes[-1].index > reader.index
+        and isinstance(reader, Call)
+        and reader.storage is not node.storage  # a view stays one
+        and not reader.differentiates
+        and isinstance(value, Tensor)
+        and not value.is_inference()
+        and torch.is_grad_enabled()
+    )

@@ -116,10 +116,12 @@ class Tracer:
         if not self.invokes:
             raise TraceError("the trace has no prompt: model.trace(prompt), or `with tracer.invoke(prompt):` inside it")
         self.gradients.check_complete()
-        if self.recorder.custom is not None and (self._grad or self.gradients.any):
+        self.recorder.settle_functions()
+        if self.recorder.custom is not None and self.recorder.needs_grad:
             raise TraceError(
-                f"the torch.autograd.Function at {self.recorder.custom} was recorded without its own backward; "
-                "take gradients outside of the trace, or write it in PyTorch's functions"
+                f"the torch.autograd.Function at {self.recorder.custom} was recorded without its own backward, as it "
+                "does not do the same each time, or uses traced values that are not its arguments; give it what it "
+                "uses, or take gradients outside of the trace"
             )
         for last in self._at_the_end:
             last()

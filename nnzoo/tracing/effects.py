@@ -1,0 +1,82 @@
+"""What an operation does beside its result: whether it draws random numbers, and which tensors it changes in place.
+
+Nothing here knows functions by name: while an operation is answered on the meta device, the operators that PyTorch
+dispatches for it are watched. Each says of itself that it draws (a tag), and which arguments it writes (its schema).
+"""
+
+from collections.abc import Callable
+from types import BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_DRAWS = torch.Tag.nondeterministic_seeded
+# how many numbers these draw depends on the values that they are given
+_BY_VALUE = ("poisson", "binomial", "_standard_gamma", "_sample_dirichlet", "rrelu")
+_STATISTICS = ("running_mean", "running_var")  # what norms write in training; their schemas do not say so
+_COMPILED = (BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType)
+_plain: set[Callable] = set()  # compiled functions, which always do the same, with nothing to see
+
+
+def watched(fn: Callable, args: tuple, kwargs: dict) -> tuple[Any, "Watch"]:
+    """What a function gives, and what it did."""
+    watch = Watch()
+    compiled = isinstance(fn, _COMPILED)
+    if compiled and fn in _plain:
+        return fn(*args, **kwargs), watch
+    with watch:
+        result = fn(*args, **kwargs)
+    if compiled and not watch.saw:
+        _plain.add(fn)
+    return result, watch
+
+
+class Watch(TorchDispatchMode):
+    """Watches the operators that are dispatched inside the `with`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws = self.by_value = self.saw = False
+        self._written: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch's compiler is imported, two seconds, to keep away from what is never compiled
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        result = op(*args, **kwargs)
+        name, draws = op._schema.name, _DRAWS in op.tags
+        if draws or op._schema.is_mutable or name.endswith("_norm"):
+            self.saw = True
+            given = _named(op._schema.arguments, args, kwargs)
+            if draws and not _is_idle(name, given) and not isinstance(result, int):  # the choice of a kernel
+                self.draws = True
+                self.by_value |= name.removeprefix("aten::").startswith(_BY_VALUE)
+            self._note_writes(op._schema.arguments, given)
+        return result
+
+    def _note_writes(self, arguments: Any, given: dict[str, Any]) -> None:
+        trains = given.get("training") or given.get("use_input_stats")
+        for argument in arguments:
+            value = given.get(argument.name)
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if isinstance(value, Tensor) and (written or (trains and argument.name in _STATISTICS)):
+                self._written.add(value.untyped_storage()._cdata)
+
+    def changed(self, tensors: list[Tensor]) -> tuple[int, ...]:
+        """The positions of those tensors that were written."""
+        return tuple(i for i, t in enumerate(tensors) if t.untyped_storage()._cdata in self._written)
+
+
+def _named(arguments: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    left_out = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+    return left_out | {argument.name: value for argument, value in zip(arguments, args, strict=False)} | kwargs
+
+
+def _is_idle(name: str, given: dict[str, Any]) -> bool:
+    """Whether dropout is off: PyTorch's operators call its rate and its switch by these names."""
+    off = any(given.get(switch) is False for switch in ("train", "training"))
+    return off or any(given.get(rate) == 0 for rate in ("dropout", "dropout_p", "p" if "dropout" in name else ""))
