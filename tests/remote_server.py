@@ -121,7 +121,7 @@ def stand_in() -> Iterator[Server]:
 
 if __name__ == "__main__":  # remote_server.py RUNNER serve MODEL...
     from nnzoo import cli
-    from nnzoo.remote.server import local
+    from nnzoo.remote.server import keeping
 
-    local.RUNNER = sys.argv[1]
+    keeping.RUNNER = sys.argv[1]
     sys.exit(cli.main(sys.argv[2:]))

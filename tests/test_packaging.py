@@ -86,7 +86,8 @@ def test_the_licence_is_mit(metadata, wheel):
     assert any(name.endswith("LICENSE") for name in zipfile.ZipFile(wheel).namelist())
 
 
-EXTRAS = {"nnzoo.remote.server": "serve"}  # packages that only they import for whom an extra was installed
+# modules, by how their names begin, that only they import for whom an extra was installed
+EXTRAS = {"nnzoo.remote.server.ray_": "ray", "nnzoo.remote.server": "serve"}
 
 
 def declared_for(module: str, requirements: list[str]) -> set[str]:
