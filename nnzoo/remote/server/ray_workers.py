@@ -8,13 +8,14 @@ import asyncio
 import json
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from nnzoo.remote.limits import Limits
 from nnzoo.remote.protocol import VERSION
@@ -33,12 +34,20 @@ def connect(address: str) -> None:
     """Join a cluster. Raises ConnectionError where there is none, or it does not take this process."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        _knock(address)
         ray.init(address, namespace="nnzoo", log_to_driver=False, logging_level=logging.ERROR)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConnectionError(f"cannot join a Ray cluster at {address}: {reason}") from error
     if os.environ.get("RAY_AUTH_MODE") != "token":
         log.warning("the Ray cluster asks for no token: whoever reaches its ports runs code there (docs/remote.md)")
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens, which Ray finds out after minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 class RayWorker(KeptWorker):
@@ -183,6 +192,6 @@ async def _end_of(life: Awaitable[None]) -> str:
 
 
 def _said(error: RayError) -> str:
-    """The last line, which tells most."""
-    kind = "its node or its process" if isinstance(error, RayActorError) else type(error).__name__
-    return str(error).strip().splitlines()[-1].strip() or kind
+    """The last line, which tells most, without what Ray guesses."""
+    last = str(error).strip().splitlines()[-1:]
+    return last[0].split(" Some common causes include:")[0].strip() if last else type(error).__name__
