@@ -211,13 +211,15 @@ class GPT2(HookedModel):
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        input: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"],
         attention_mask: Bool[Tensor, "batch pos"] | None = None,
         cache: KVCache | None = None,
         stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"]:
-        x, span = self.begin(tokens, attention_mask, cache)
-        for block in islice(self.blocks, stop_at_layer):
+        begin = self.begin if start_at_layer is None else self.begin_inside
+        x, span = begin(input, attention_mask, cache)
+        for block in islice(self.blocks, start_at_layer, stop_at_layer):
             x = block(x, span)
         return self.finish(x) if stop_at_layer is None else x
 
@@ -229,9 +231,15 @@ class GPT2(HookedModel):
     ) -> tuple[Float[Tensor, "batch pos d_model"], Span]:
         """The residual stream as it enters the first block."""
         tokens = self.hook_tokens(tokens)
-        span = span_of(tokens, attention_mask, cache, n_ctx=self.config.n_ctx)
+        span = self.span(tokens, attention_mask, cache)
         positions = self.hook_positions(span.positions)
         return self.hook_embed(self.embed(tokens)) + self.hook_pos_embed(self.pos_embed(positions)), span
+
+    def span(
+        self, tokens: Int[Tensor, "batch pos"], attention_mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Span:
+        """Where each token stands, and what it may look at."""
+        return span_of(tokens, attention_mask, cache, n_ctx=self.config.n_ctx)
 
     def finish(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits from the residual stream as it leaves the last block."""

@@ -105,6 +105,8 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
         attention_mask: Int[Tensor, "*batch pos"] | Bool[Tensor, "*batch pos"] | None = None,
         cache: KVCache | None = None,
         stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
+        tokens: Int[Tensor, "batch pos"] | None = None,
     ) -> Any:
         """Run the model on text or ids [batch pos] (or [pos]).
 
@@ -114,17 +116,28 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
         what leaves the last one. `attention_mask` is True or 1 at tokens, 0 at padding (either side); text is padded
         on the left, after the beginning-of-text token if `prepend_bos`.
         With a `cache`, the input follows what the cache has read.
+        With `start_at_layer` the input is the residual stream [batch pos d_model] as it enters that block, and nothing
+        before it runs; a loss needs the `tokens` as well.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type is 'logits', 'loss', 'both' or None, not {return_type!r}")
-        tokens, attention_mask = self.tokens_and_mask(input, attention_mask, prepend_bos=prepend_bos)
+        if start_at_layer is not None:
+            start_at_layer = self._block_index(start_at_layer, "start_at_layer")
+            input = self._checked_residual(input, cache, prepend_bos)
+        else:
+            if tokens is not None:
+                raise ValueError("tokens= goes with a residual stream and start_at_layer; here the input has them")
+            input, attention_mask = self.tokens_and_mask(input, attention_mask, prepend_bos=prepend_bos)
+            tokens = input
         if stop_at_layer is not None:
-            stop_at_layer = self._block_index(stop_at_layer)
-        out = super().__call__(tokens, attention_mask, cache, stop_at_layer)
+            stop_at_layer = self._block_index(stop_at_layer, "stop_at_layer")
+        out = super().__call__(input, attention_mask, cache, stop_at_layer, start_at_layer)
         if stop_at_layer is not None or return_type == "logits":
             return out
         if return_type is None:
             return None
+        if tokens is None:
+            raise ValueError("a loss is that of tokens, and the input is a residual stream: pass tokens= too")
         loss = self.loss(out, tokens, attention_mask, per_token=loss_per_token)
         return loss if return_type == "loss" else (out, loss)
 
@@ -136,6 +149,21 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
     ) -> tuple[Float[Tensor, "batch pos d_model"], Span]:
         """The residual stream as it enters the first block, and what the blocks need to know of the tokens."""
         raise NotImplementedError
+
+    def span(
+        self, tokens: Int[Tensor, "batch pos"], attention_mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Span:
+        """What the blocks need to know of the tokens: where each stands, and what it may look at."""
+        raise NotImplementedError
+
+    def begin_inside(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Span]:
+        """As `begin`, for a residual stream that enters any block."""
+        return x, self.span(x.new_zeros(x.shape[:2], dtype=torch.long), attention_mask, cache)
 
     def finish(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits from the residual stream as it leaves the last block."""
@@ -271,8 +299,17 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
         cache = ActivationCache(values, self)
         return out, cache.remove_batch_dim() if remove_batch_dim else cache
 
-    def _block_index(self, layer: int) -> int:
+    def _block_index(self, layer: int, argument: str) -> int:
         n = len(self.blocks)
         if not -n <= layer <= n:
-            raise ValueError(f"stop_at_layer={layer}, but the model has {n} blocks (0 to {n})")
+            raise ValueError(f"{argument}={layer}, but the model has {n} blocks (0 to {n})")
         return layer % n if layer < 0 else layer
+
+    def _checked_residual(self, x: Any, cache: KVCache | None, prepend_bos: bool) -> Tensor:
+        if cache is not None or prepend_bos:
+            raise ValueError("start_at_layer takes a residual stream as it is: no cache= and no prepend_bos")
+        d_model = self.config.d_model
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 3 or x.shape[-1] != d_model:
+            got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"with start_at_layer the input is a residual stream [batch pos {d_model}], not {got}")
+        return x

@@ -209,13 +209,15 @@ class Llama(HookedModel):
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        input: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"],
         attention_mask: Bool[Tensor, "batch pos"] | None = None,
         cache: KVCache | None = None,
         stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"]:
-        x, span = self.begin(tokens, attention_mask, cache)
-        for block in islice(self.blocks, stop_at_layer):
+        begin = self.begin if start_at_layer is None else self.begin_inside
+        x, span = begin(input, attention_mask, cache)
+        for block in islice(self.blocks, start_at_layer, stop_at_layer):
             x = block(x, span)
         return self.finish(x) if stop_at_layer is None else x
 
@@ -227,10 +229,16 @@ class Llama(HookedModel):
     ) -> tuple[Float[Tensor, "batch pos d_model"], Span]:
         """The residual stream as it enters the first block, and the angles by which every block rotates."""
         tokens = self.hook_tokens(tokens)
-        span = span_of(tokens, attention_mask, cache, n_ctx=self.max_tokens, window=self.window)
         x = self.hook_embed(self.embed(tokens))
-        span.rotation = rotation(*self.rotary(self.hook_positions(span.positions), x.dtype))
-        return x, span
+        return x, self.span(tokens, attention_mask, cache)
+
+    def span(
+        self, tokens: Int[Tensor, "batch pos"], attention_mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Span:
+        """Where each token stands, what it may look at, and by which angles its queries and keys turn."""
+        span = span_of(tokens, attention_mask, cache, n_ctx=self.max_tokens, window=self.window)
+        span.rotation = rotation(*self.rotary(self.hook_positions(span.positions), self.dtype))
+        return span
 
     def finish(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits from the residual stream as it leaves the last block."""

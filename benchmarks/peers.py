@@ -82,14 +82,18 @@ def all_peers() -> list[Peer]:
     """Those that we know how to run."""
     return [
         Peer(
-            "nnsight", "nnsight", "in_nnsight.py", ("trace", "stopped trace", "invokes", "generate"), ("gpt2", "llama")
+            "nnsight",
+            "nnsight",
+            "in_nnsight.py",
+            ("trace", "stopped trace", "invokes", "generate", "patching"),
+            ("gpt2", "llama"),
         ),
         # 3 is the last with HookedTransformer, a model of its own
         Peer(
             "TransformerLens",
             "transformer-lens<4",
             "in_transformer_lens.py",
-            ("forward", "cache", "generate"),
+            ("forward", "cache", "generate", "patching"),
             ("gpt2",),
         ),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ceilings, forward, generating, memory, starting, tracing
+from benchmarks import ceilings, forward, generating, memory, patching, starting, tracing
 from benchmarks.folders import MINIATURES, SIZES, Size, default_home
 from benchmarks.measure import ENOUGH, ONCE, Effort
 from benchmarks.peers import Peer, all_peers
@@ -25,6 +25,7 @@ PER_SIZE: dict[str, Callable[..., list[Row]]] = {
     "trace": tracing.rows,
     "invokes": tracing.invokes,
     "generate": generating.rows,
+    "patching": patching.rows,
 }
 SUBJECTS = ["machine", *PER_SIZE, "memory", "loading", "import"]
 

@@ -17,6 +17,7 @@ SECTIONS = {
     "Trace that saves the middle layer": 2 + 1,
     "Many prompts in one trace": 2,
     "Greedy generation": 2,
+    "Patching all layers and positions": 2,
     "Memory of a trace that saves one layer": 2,
     "Loading a checkpoint": 3,
     "Importing": 1,

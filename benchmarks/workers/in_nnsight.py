@@ -1,4 +1,4 @@
-"""nnsight's side: a trace that saves the middle layer, of one prompt or of many, and generation."""
+"""nnsight's side: a trace that saves the middle layer, of one prompt or of many; generation; patching in a loop."""
 
 from functools import cache
 
@@ -51,9 +51,32 @@ def invokes(folder, tokens):
 
 def middle(folder):
     """The block at mid-depth."""
+    return blocks_of(folder)[model_of(folder).config.num_hidden_layers // 2 - 1]
+
+
+def blocks_of(folder):
     model = model_of(folder)
-    blocks = model.transformer.h if model.config.model_type == "gpt2" else model.model.layers
-    return blocks[model.config.num_hidden_layers // 2 - 1]
+    return model.transformer.h if model.config.model_type == "gpt2" else model.model.layers
+
+
+def patching(folder, tokens):
+    model, blocks, clean = model_of(folder), blocks_of(folder), tokens.roll(1)
+
+    def work():
+        streams, found = [], []
+        with torch.no_grad(), model.trace(clean):
+            for block in blocks:
+                streams.append(block.input.save())
+        for block, stream in zip(blocks, streams, strict=True):
+            for pos in range(tokens.shape[1]):
+                with torch.no_grad(), model.trace(tokens):
+                    block.input[:, pos] = stream[:, pos]
+                    logits = model.output.logits
+                    preference = (logits[:, -1, 1] - logits[:, -1, 2]).mean().save()
+                found.append(preference)
+        return found
+
+    return work
 
 
 def generate(folder, tokens):
@@ -68,4 +91,12 @@ def generate(folder, tokens):
     return work
 
 
-serve({"trace": trace, "stopped trace": stopped_trace, "invokes": invokes, "generate": generate})
+serve(
+    {
+        "trace": trace,
+        "stopped trace": stopped_trace,
+        "invokes": invokes,
+        "generate": generate,
+        "patching": patching,
+    }
+)

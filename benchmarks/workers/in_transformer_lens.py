@@ -1,4 +1,4 @@
-"""TransformerLens's side: forward, cache and generation of a GPT-2 with random weights of the folder's sizes."""
+"""TransformerLens's side: forward, cache, generation, patching of a GPT-2 with random weights of the folder's sizes."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from answer import NEW, serve
 from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.patching import get_act_patch_resid_pre
 
 
 @cache
@@ -45,4 +46,17 @@ def generate(folder, tokens):
     return lambda: model.generate(tokens, max_new_tokens=NEW, **settings)
 
 
-serve({"forward": forward, "cache": cached, "generate": generate})
+def patching(folder, tokens):
+    model, clean = model_of(folder), tokens.roll(1)
+
+    def preference(logits):
+        return (logits[:, -1, 1] - logits[:, -1, 2]).mean()
+
+    def work():
+        _, cache = model.run_with_cache(clean)
+        return get_act_patch_resid_pre(model, tokens, cache, preference)
+
+    return torch.no_grad()(work)
+
+
+serve({"forward": forward, "cache": cached, "generate": generate, "patching": patching})

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nnzoo import LanguageModel
-from nnzoo.cli.findings import Findings, Induction, Lens, Patch, Predictions, shown
+from nnzoo.analysis.drawing import shown
+from nnzoo.cli.findings import Findings, Induction, Lens, Patch, Predictions
 from nnzoo.cli.page import page
 from nnzoo.cli.terminal import show
 from nnzoo.weights.tiny.corpus import Prompt, held_out

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from nnzoo.analysis.drawing import shown
 from nnzoo.weights.tiny.corpus import Prompt
 
 FULLY = 0.9  # of the way from one answer to the other
@@ -166,12 +167,3 @@ class Section:
     question: str
     summary: str
     explanation: str
-
-
-def shown(token: str) -> str:
-    r"""A token as a cell has it: without the space in front, which not every tokenizer shows; blanks made visible.
-
-    >>> shown(" Mary"), shown("\n"), shown(" ")
-    ('Mary', '\\n', '␣')
-    """
-    return repr(token.strip(" "))[1:-1] or "␣"

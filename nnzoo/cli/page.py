@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from nnzoo.cli.findings import Findings, Induction, Lens, Patch, Predictions, Section, shown
+from nnzoo.analysis.drawing import shown
+from nnzoo.cli.findings import Findings, Induction, Lens, Patch, Predictions, Section
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --ink: #1c1e21; --faint: #6a6f76; --line: #d9dbde;

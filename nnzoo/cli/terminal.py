@@ -8,7 +8,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from nnzoo.cli.findings import CLEARLY, FULLY, Findings, Induction, Lens, Patch, Predictions, shown
+from nnzoo.analysis.drawing import shown
+from nnzoo.cli.findings import CLEARLY, FULLY, Findings, Induction, Lens, Patch, Predictions
 
 SHADES = " ░▒▓█"
 INDENT, LABEL, CELL = 3, 11, 11  # columns of the terminal

@@ -75,5 +75,4 @@ def join(parts: Sequence[Replayed]) -> Replayed:
         joined.invokes += part.invokes
         whole.puts += part.recorder.puts
         whole.roots += part.recorder.roots
-        whole.passes._after |= part.recorder.passes._after
     return joined

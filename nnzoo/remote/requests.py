@@ -76,7 +76,7 @@ def request_of(recorded: Recorded, roots: Iterable[Node], effects: Iterable[Node
     model, roots = recorded.model, list(roots)
     try:
         recorded.check_tensors()
-        nodes = _all_of(needed([*roots, *effects], recorded.recorder.puts, set()))
+        nodes = _all_of(needed([*roots, *effects], recorded.recorder.puts, set())[0])
         program = recorded.program(nodes, roots)
         store = store_for(program, model._native or model.skeleton, model.device)
         return Request(program, nodes, store, recorded)

@@ -12,6 +12,7 @@ from nnzoo.tracing.arguments import edited
 from nnzoo.tracing.gradients import Gradients
 from nnzoo.tracing.graph import Invoke, Node
 from nnzoo.tracing.graph_object import Graph
+from nnzoo.tracing.invoking import Stop
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.pending import Generated
@@ -81,9 +82,10 @@ class SessionTracer(RemoteTracer):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool:
+        is_whole = kind in (None, Stop)
         try:
-            if kind is None:
+            if is_whole:
                 self._complete()
                 self._draw_at_once()
         except BaseException as raised:
@@ -92,7 +94,9 @@ class SessionTracer(RemoteTracer):
         finally:
             self.model.leave(self)
             self._past.update(self.invokes)
-        self._program.failed = error or self._program.failed
+        if not is_whole:
+            self._program.failed = error
+        return kind is Stop
 
     def _next_index(self) -> int:
         return len(self._program.invokes)
@@ -105,10 +109,10 @@ class SessionTracer(RemoteTracer):
 
     def _draw_at_once(self) -> None:
         """What is drawn next, here or in the next trace, depends on how much this generation draws: it runs now."""
-        if self._drawing is not None:
-            self._scope = [self._drawing]
-            self._execution.look(self.recorder, [self.ids._node])
-            self._adopt_what_was_drawn()
+        drawing = self._decoding.drawing
+        if drawing is not None:
+            self._execution.look(self.recorder, [self._ids_of(drawing)._node])
+            self._decoding.adopt(self._execution.decoders)
 
     @property
     def graph(self) -> Graph:

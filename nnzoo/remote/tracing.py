@@ -118,6 +118,7 @@ class RemoteExecution:
 
 
 _ABSENT = object()
+_NO_STREAMER = "a streamer hears each token when it is chosen, and a server's come back together: leave it out"
 
 
 class NotHere:
@@ -147,6 +148,8 @@ class RemoteTracer(Tracer):
                 "grad=True keeps the autograd graph of values, and no graph crosses a wire: take gradients in the "
                 "body of the trace, loss.backward(), and read .grad there or afterwards"
             )
+        if how.get("streamer") is not None:
+            raise ValueError(_NO_STREAMER)
         max_batch = how.pop("max_batch", None)
         super().__init__(model, prompt, **how)
         self._target = target
@@ -168,8 +171,10 @@ class RemoteTracer(Tracer):
         """The job by nnsight's names: `.job_id`, `.status`, and called, the result or None."""
         return Backend(self.job)
 
-    def generate(self, options: dict[str, Any]) -> LazyTensor:
-        """As in any trace; the ids, which are few, come back without being saved."""
+    def generate(self, options: dict[str, Any], streamer: Any = None) -> LazyTensor:
+        """As in any trace; the ids, which are few, come back without being saved. Raises ValueError for a streamer."""
+        if streamer is not None:
+            raise ValueError(_NO_STREAMER)
         ids = super().generate(options)
         self.recorder.saved.add(ids._node)
         return ids
@@ -228,7 +233,7 @@ class RemoteTracer(Tracer):
         for lazy in lazies:
             lazy._recorder = self.recorder
         fill_in([*lazies], values, with_graph=not self.gradients.any)
-        self._adopt_what_was_drawn()
+        self._decoding.adopt(self._execution.decoders)
         self._drop_steps_not_made()
         return [values[node] for node in sorted(values, key=lambda node: node.index)]
 

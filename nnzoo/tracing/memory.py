@@ -25,7 +25,8 @@ def memory_of(meta: Tensor) -> int:
 
 def in_order(recorder: Recorder, max_batch: int | None = None) -> list[Node]:
     """The nodes that will run, in the order in which they will."""
-    planned = plan([*recorder.roots, *recorder.effects], recorder.puts, recorder.passes, set(), max_batch)
+    planned = plan([*recorder.roots, *recorder.effects], recorder.puts, max_batch)
+    assert planned is not None, "a recorder refuses what no order of passes gives"
     stages = [one.stages[stage] for one in planned.passes for stage in sorted(one.stages)]
     return [*planned.before, *(node for nodes in stages for node in nodes)]
 

@@ -49,7 +49,7 @@ class Generated(Tensor):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool:
         return self._tracer.__exit__(kind, error, traceback)
 
     def __repr__(self) -> str:  # type: ignore[override]  # torch's has an argument that only it uses

@@ -1,5 +1,6 @@
 """What makes a LanguageModel traced: `trace`, `generate`, and which body is running."""
 
+from collections.abc import Iterator
 from contextvars import ContextVar
 from copy import copy
 from functools import partial
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from nnzoo.envoys.answers import answer
 from nnzoo.envoys.whole import WholeModel
-from nnzoo.generation import Decoder, Options, adopt, fork, options_for, steps, stream
+from nnzoo.generation import Decoder, Options, adopt, fork, options_for, run, streamed
 from nnzoo.prompts import KEYWORDS, Prompt, Reader, read_prompt
 from nnzoo.tracing.edit_files import load_edits, save_edits
 from nnzoo.tracing.editing import EditTracer
@@ -96,22 +97,32 @@ class TracedModel(WholeModel):
 
         Entered by a `with`, it is a trace of the generation; inside a trace, without a prompt, it generates from the
         prompt that the body speaks of. What is not asked is as the checkpoint's generation_config.json says. A
-        `streamer` (transformers' protocol) makes it run at once. `remote` and `blocking` are as for `trace`.
+        `streamer` (transformers' protocol) hears each token when it is chosen; given with a prompt it makes the
+        generation run at once, given without one it hears when the block of the trace has ended. `remote` and
+        `blocking` are as for `trace`; a server tells no streamer.
+
+        >>> from nnzoo import LanguageModel
+        >>> model = LanguageModel("nnzoo/tiny-gpt2")
+        >>> model.tokenizer.decode(model.generate("The capital of France is", max_new_tokens=2)[0])
+        'The capital of France is Paris.'
         """
         given = {name: kwargs.pop(name) for name in KEYWORDS if name in kwargs}
         if self._tracer.get() is not None:
-            if args or given or streamer is not None:
+            if args or given:
                 raise TraceError("generate() inside a trace takes options only: the prompt is the trace's")
-            return self._tracer.get().generate(kwargs)  # type: ignore[union-attr]  # it was there a line ago
+            return self._tracer.get().generate(kwargs, streamer)  # type: ignore[union-attr]  # it was there a line ago
         if not args and not given:
-            return Generated(_without_prompt, partial(self._open, None, remote, blocking, options=kwargs))
+            return Generated(
+                _without_prompt, partial(self._open, None, remote, blocking, options=kwargs, streamer=streamer)
+            )
         prompt = self.prepare(*args, **given)
         options = self.options(prompt.tokens, prompt.attention_mask, kwargs)  # what is wrong is said at this line
         if options.stop_strings and tokenizer is None:
             tokenizer = self.tokenizer
         make = partial(self._generate, prompt, options, tokenizer, streamer, fork(self.device), remote)
         if streamer is not None:
-            return make()
+            ids = make()
+            return Generated(lambda: ids, _has_run)
         generated = Generated(make, partial(self._open, prompt, remote, blocking, options=options))
         if self._remote_session is not None:
             self._remote_session.generated.append(generated)
@@ -128,16 +139,14 @@ class TracedModel(WholeModel):
     ) -> Int[Tensor, "batch total"]:
         """The ids, by the fast loop where no edit, no embedding and no server has a say."""
         if self.edits or prompt.embeds is not None or remote or self._remote_session is not None:
-            with self._open(prompt, remote, options=options, generator=numbers) as tracer:
+            how = {"options": options, "streamer": streamer, "generator": numbers}
+            with self._open(prompt, remote, **how) as tracer:
                 ids = tracer.result.save()
-            if streamer is not None:  # it hears of all tokens when they are there
-                (invoke,) = tracer.invokes
-                stream(ids[:, invoke.n_pos :].unbind(1), invoke.tokens, streamer)
             return ids
         drawn = None if options.seed is not None or not options.do_sample else numbers
         decoder = Decoder(options, prompt.tokens, prompt.attention_mask, tokenizer=tokenizer, generator=drawn)
-        with self.lock:
-            stream(steps(self._model, decoder), decoder.tokens, streamer)
+        with self.lock, streamed(decoder, streamer):
+            run(self._model, decoder)
         if drawn is not None:
             adopt(drawn)
         return decoder.ids
@@ -206,10 +215,10 @@ class TracedModel(WholeModel):
         """Changes that hold in every later trace, generation and call of a model: `with model.edit() as edited: ...`.
 
         The edited model is a copy that shares the weights, and this one stays as it is; with `inplace=True` it is
-        changed itself, and the `with` binds the tracer. Edits add up, in order. The body is recorded once, for a prompt
-        of 7 tokens, and done again for each prompt: sizes that it reads follow the prompt, but Python's loops over
-        them, `if`s and random tensors are decided once. It can look at no number. What stands in
-        `for _ in edited.tracer.iter[:]` holds at every step of a generation, all else in the first pass.
+        changed itself, and the `with` binds the tracer. `as (tracer, edited)` binds both. Edits add up, in order. The
+        body is recorded once, for a prompt of 7 tokens, and done again for each prompt: sizes that it reads follow the
+        prompt, but Python's loops over them, `if`s and random tensors are decided once. It can look at no number. What
+        stands in `for _ in edited.tracer.iter[:]` holds at every step of a generation, all else in the first pass.
 
         >>> from nnzoo import LanguageModel
         >>> model = LanguageModel("nnzoo/tiny-gpt2")
@@ -219,6 +228,12 @@ class TracedModel(WholeModel):
         True
         """
         return EditTracer(self if inplace else copy(self), inplace=inplace)
+
+    def __iter__(self) -> Iterator[Any]:
+        tracer = self._tracer.get()
+        if isinstance(tracer, EditTracer):  # nnsight's form: with model.edit() as (tracer, edited): ...
+            return iter((tracer, self))
+        return super().__iter__()
 
     def clear_edits(self) -> None:
         """Take all edits of this model away. Raises TraceError inside a trace."""
@@ -297,6 +312,13 @@ class TracedModel(WholeModel):
             device=self.device,
             pad_id=pad if isinstance(pad, int) and 0 <= pad < skeleton.config.d_vocab else 0,
         )
+
+
+def _has_run() -> Tracer:
+    raise TraceError(
+        "with a prompt and a streamer generate() has run at once. A trace of it takes the prompt by an invoke: "
+        "with model.generate(max_new_tokens=..., streamer=streamer) as tracer, tracer.invoke(prompt): ..."
+    )
 
 
 def _without_prompt() -> Tensor:

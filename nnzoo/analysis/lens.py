@@ -1,0 +1,88 @@
+"""The logit lens: what the model would say if it stopped on the way.
+
+The last norm and the unembedding, applied to the residual stream of every layer, or to what single parts write into it.
+
+Source: nostalgebraist 2020, interpreting GPT: the logit lens
+(https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nnzoo.analysis.metrics import Answer
+from nnzoo.analysis.results import Axis, Result
+from nnzoo.analysis.sites import sites_of
+from nnzoo.analysis.subject import Model, Subject
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Lens(Result):
+    """The probability of each layer's best guess at each position, or that of a target; the guesses, and its ranks."""
+
+    guesses: Int[Tensor, "layer pos"]  # the most likely token
+    texts: tuple[tuple[str, ...], ...]  # [layer][pos]
+    logits: Float[Tensor, "layer pos d_vocab"]
+    ranks: Int[Tensor, "layer pos"] | None = None  # of the target: 0 is the most likely token
+
+    def cell(self, index: tuple[int, ...]) -> str:
+        """The guess and its probability; with a target that one's probability and rank."""
+        value = f"{self.values[index].item():.2f}"
+        if self.ranks is not None:
+            return f"{value} #{self.ranks[index].item()}"
+        layer, pos = index
+        return f"{self.texts[layer][pos].strip()} {value}"
+
+
+@torch.no_grad()
+def logit_lens(
+    model: Model,
+    prompt: str | Tensor,
+    target: Answer | None = None,
+    *,
+    at: str = "resid_post",
+    positions: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+) -> Lens:
+    """What the model would predict from the value at a hook point of each layer: [layer pos].
+
+    `at` is any hook point of the residual stream's width: "resid_pre", "resid_mid", "resid_post" for the stream on its
+    way, "attn_out" or "mlp_out" for what one part writes. Values are probabilities: of the best guess, or of `target`
+    (one token, or one for each position that is looked at; `prompt` moved on by one asks for what comes next), with its
+    `ranks`. `positions` picks some. One prompt; raises ValueError for several.
+
+    >>> from nnzoo import LanguageModel
+    >>> model = LanguageModel("nnzoo/tiny-gpt2")
+    >>> lens = logit_lens(model, "The capital of France is")
+    >>> lens.shape, lens.texts[-1][-1]
+    ({'layer': 4, 'pos': 5}, ' Paris')
+    >>> logit_lens(model, "The capital of France is", " Paris", positions=[-1]).ranks[-1]
+    tensor([0])
+    """
+    subject = Subject(model)
+    tokens = subject.read(prompt)
+    if len(tokens.ids) > 1:
+        raise ValueError(f"a lens shows one prompt, not {len(tokens.ids)}")
+    sites = sites_of(subject, tokens, at, "pos", layers)
+    where = torch.arange(tokens.n_pos) if positions is None else torch.arange(tokens.n_pos)[list(positions)]
+    _, cache = subject.native.run_with_cache(tokens.ids, names_filter=list(sites.names), return_type=None)
+    streams = torch.stack([cache[name][0, where] for name in sites.names])
+    if streams.shape[-1] != subject.native.config.d_model:
+        raise ValueError(f"{at} is no value of the residual stream's width: {list(streams.shape[2:])} a position")
+    logits = subject.native.unembed(subject.native.ln_final.fused(streams))
+    probabilities = logits.softmax(dim=-1)
+    best = probabilities.max(dim=-1)
+    texts = tuple(tuple(subject.text(i) for i in row) for row in best.indices.tolist())
+    pos = Axis("pos", tuple(sites.axes[1].labels[i] for i in where.tolist()))
+    values, ranks = best.values, None
+    if target is not None:
+        wanted = subject.ids(target)
+        if len(wanted) not in (1, len(where)):
+            raise ValueError(f"{len(wanted)} targets for {len(where)} positions: one for all, or one for each")
+        wanted = wanted.expand(logits.shape[:2])[..., None]
+        values, ranks = probabilities.gather(-1, wanted)[..., 0], (logits > logits.gather(-1, wanted)).sum(dim=-1)
+    title = f"logit lens at {at}" if target is None else f"logit lens at {at} for {target!r}"
+    return Lens(title, "probability", values, (sites.axes[0], pos), best.indices, texts, logits, ranks)
