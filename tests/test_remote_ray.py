@@ -31,8 +31,20 @@ def cluster():
         yield cluster
 
 
-def serving(cluster: RayCluster, **options) -> Server:
-    return Server(workers=2, ray=cluster.address, environment=cluster.environment, **options)
+@pytest.fixture(scope="module")
+def server(cluster):
+    options = {"seconds": 3, "worker_memory": "700M", "grace": 2}
+    with Server(
+        workers=2, ray=cluster.address, environment=cluster.environment, runner="ray_cluster:answers", **options
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    until(lambda: staff(server)["ready"] == 2)
+    with Client(server.url) as client:
+        yield client
 
 
 def staff(server: Server) -> dict[str, int]:
@@ -59,7 +71,7 @@ def until(look) -> None:
 
 def traced(model: LanguageModel, scale: float) -> tuple[bytes, torch.Tensor]:
     """A request that no other is like and that takes a while, and the value that it is to give."""
-    with model.trace(torch.arange(128).repeat(32, 1)) as tracer:
+    with model.trace(torch.arange(128).repeat(16, 1)) as tracer:
         model.transformer.h[1].output[0][:] *= scale
         logits = model.output.mean((0, 1)).save()
         graph = tracer.graph
@@ -84,44 +96,27 @@ def ended(server: Server) -> dict[str, float]:
     return {status: float(number) for status, number in found}
 
 
-def test_no_job_is_lost_with_a_node_and_each_is_answered_once(cluster):
+def test_no_job_is_lost_with_a_node_and_each_is_answered_once(cluster, server):
     model = LanguageModel(MODEL)
     jobs = [traced(model, 1 + 0.02 * number) for number in range(60)]
-    with serving(cluster) as server:
-        until(lambda: staff(server)["ready"] == 2)
-        with ThreadPoolExecutor(6) as clients:
-            running = [clients.submit(fetched, server, f"key {i}", jobs[10 * i : 10 * i + 10]) for i in range(6)]
-            until(lambda: ended(server).get("done", 0) >= 10)
-            cluster.kill_node()
-            assert ended(server)["done"] < 50
-            for one in running:
-                one.result(60)
-        assert ended(server) == {"done": 60.0}
-        log = server.log.read_text()
-        assert "lost their worker" in log
-        assert len(set(re.findall(r"job (\S+) of \S+: done", log))) == len(re.findall(": done", log)) == 60
-        assert staff(server) == {"ready": 1, "busy": 0, "starting": 1, "queued": 0}  # there is room for one alone
-        cluster.add_node()
-        until(lambda: staff(server)["ready"] == 2)
-        assert server.stop() == 0
+    until(lambda: staff(server)["ready"] == 2)
+    with ThreadPoolExecutor(6) as clients:
+        running = [clients.submit(fetched, server, f"key {i}", jobs[10 * i : 10 * i + 10]) for i in range(6)]
+        until(lambda: ended(server).get("done", 0) >= 10)
+        cluster.kill_node()
+        assert ended(server)["done"] < 50
+        for one in running:
+            one.result(60)
+    assert ended(server) == {"done": 60.0}
+    log = server.log.read_text()
+    assert "lost their worker" in log
+    assert len(set(re.findall(r"job (\S+) of \S+: done", log))) == len(re.findall(": done", log)) == 60
+    assert staff(server) == {"ready": 1, "busy": 0, "starting": 1, "queued": 0}  # there is room for one alone
+    cluster.add_node()
+    until(lambda: staff(server)["ready"] == 2)
 
 
 # --- the same as with processes of this machine ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def server(cluster):
-    options = {"seconds": 2, "worker_memory": "700M", "grace": 2}
-    with serving(cluster, runner="remote_jobs:answers", **options) as running:
-        until(lambda: staff(running)["ready"] == 2)
-        yield running
-
-
-@pytest.fixture
-def client(server):
-    until(lambda: staff(server)["ready"] == 2)
-    with Client(server.url) as client:
-        yield client
 
 
 def state(process: int) -> list[str]:
@@ -222,6 +217,16 @@ def test_a_worker_takes_processors_and_where_its_device_is_one_a_gpu(options, gp
     workers = RayWorkers([MODEL], 1, limits=Limits(), memory=2**30, cpus=3, **options)
     assert workers.needs == {"num_cpus": 3, "num_gpus": gpus, "memory": 2**30}
     assert workers.settings(MODEL)["threads"] == 3
+
+
+def test_a_worker_that_needs_a_gpu_waits_for_a_node_that_has_one(cluster, server):
+    with Server(ray=cluster.address, environment=cluster.environment, device="cuda", wait=False) as waiting:
+        until(lambda: answers(waiting))
+        time.sleep(2)
+        assert staff(waiting)["starting"] == 1
+        assert "a worker of" not in waiting.log.read_text()
+        cluster.add_node(gpus=1)  # without a real one CUDA fails there
+        until(lambda: re.search("a worker of .*(CUDA|NVIDIA|is ready)", waiting.log.read_text()))
 
 
 def test_where_no_cluster_is_the_server_says_so(capsys, tmp_path):

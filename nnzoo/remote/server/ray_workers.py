@@ -38,6 +38,8 @@ def connect(address: str) -> None:
         ray.init(address, namespace="nnzoo", log_to_driver=False, logging_level=logging.ERROR)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
+        if not isinstance(error, OSError) or error.errno is None:  # somebody listens there
+            reason += "; where it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
         raise ConnectionError(f"cannot join a Ray cluster at {address}: {reason}") from error
     if os.environ.get("RAY_AUTH_MODE") != "token":
         log.warning("the Ray cluster asks for no token: whoever reaches its ports runs code there (docs/remote.md)")
