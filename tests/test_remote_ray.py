@@ -220,9 +220,10 @@ def test_a_worker_takes_processors_and_where_its_device_is_one_a_gpu(options, gp
 
 
 def test_a_worker_that_needs_a_gpu_waits_for_a_node_that_has_one(cluster, server):
+    cluster.add_node()
     with Server(ray=cluster.address, environment=cluster.environment, device="cuda", wait=False) as waiting:
         until(lambda: answers(waiting))
-        time.sleep(2)
+        time.sleep(4)
         assert staff(waiting)["starting"] == 1
         assert "a worker of" not in waiting.log.read_text()
         cluster.add_node(gpus=1)  # without a real one CUDA fails there
