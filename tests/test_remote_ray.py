@@ -33,7 +33,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def server(cluster):
-    options = {"seconds": 3, "worker_memory": "700M", "grace": 2}
+    options = {"seconds": 5, "worker_memory": "700M", "grace": 2}
     with Server(
         workers=2, ray=cluster.address, environment=cluster.environment, runner="ray_cluster:answers", **options
     ) as running:
@@ -150,7 +150,7 @@ def test_progress_comes_from_a_cluster(client):
 
 
 def test_an_answer_may_be_larger_than_the_object_stores(client):
-    size = 150_000_000
+    size = 110_000_000
     assert client.answer(client.queue(job("bytes", size=size))).tensors["t"].shape == (size,)
 
 
