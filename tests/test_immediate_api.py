@@ -69,7 +69,7 @@ def test_without_a_filter_all_is_kept_but_what_is_n_heads_times_the_stream(model
         (re.compile("hook_[xy]"), "no hook point matches 'hook_[xy]'"),
         (lambda name: "x1" in name, "accepts none of the model's 66 hook points"),
     ],
-    ids=str,
+    ids="name misspelt slashes glob expression function".split(),
 )
 def test_a_filter_that_matches_nothing_is_an_error_with_the_nearest_names(names, message):
     with pytest.raises(KeyError, match=re.escape(message)):
