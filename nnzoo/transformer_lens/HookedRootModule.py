@@ -1,4 +1,4 @@
-"""HookedRootModule: hooks and caches for any module with HookPoints in it, a toy model of your own or HookedTransformer.
+"""HookedRootModule: hooks and caches for any module with HookPoints in it, a toy model of yours or HookedTransformer.
 
 What it records is what nnzoo's own recorder records: values as they pass, without copies.
 """
@@ -49,7 +49,7 @@ class HookedRootModule(nn.Module):
         self.mod_dict, self.hook_dict = {}, {}
         for name, module in self.named_modules():
             if name:
-                module.name = name  # type: ignore[assignment]
+                module.name = name
                 self.mod_dict[name] = module
             if isinstance(module, HookPoint):
                 module.give_name(name)

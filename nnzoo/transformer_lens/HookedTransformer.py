@@ -15,12 +15,19 @@ from nnzoo.architectures.gpt2 import GPT2
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.processing import process_weights
 from nnzoo.transformer_lens.ActivationCache import ActivationCache
-from nnzoo.transformer_lens.parts import modules_of, parts_of
 from nnzoo.transformer_lens.generating import Generating
 from nnzoo.transformer_lens.hook_points import LensPoint
 from nnzoo.transformer_lens.HookedRootModule import HookedRootModule, NamesFilter
 from nnzoo.transformer_lens.HookedTransformerConfig import HookedTransformerConfig
-from nnzoo.transformer_lens.loading_from_pretrained import build_native, cfg_of, cut, load_in_memory, open_pretrained, untie
+from nnzoo.transformer_lens.loading_from_pretrained import (
+    build_native,
+    cfg_of,
+    cut,
+    load_in_memory,
+    open_pretrained,
+    untie,
+)
+from nnzoo.transformer_lens.parts import modules_of, parts_of
 from nnzoo.transformer_lens.past_key_value_caching import TransformerLensKeyValueCache
 from nnzoo.transformer_lens.weights import Weights
 
@@ -49,7 +56,7 @@ class Output(NamedTuple):
     loss: Tensor
 
 
-class HookedTransformer(Weights, Generating, HookedRootModule):
+class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[misc]  # a state dict by their names
     """A model of GPT-2's, LLaMA's or Mistral's family, by TransformerLens's names and with its defaults.
 
     `HookedTransformer(cfg)` makes one with new weights; `from_pretrained` reads a checkpoint.
@@ -119,7 +126,9 @@ class HookedTransformer(Weights, Generating, HookedRootModule):
 
         Raises NotImplementedError or TypeError, by name, for what is not followed, and the errors of nnzoo.load.
         """
-        _check_followed(refactor_factored_attn_matrices, n_devices, checkpoint_index, checkpoint_value, checkpoint_label)
+        _check_followed(
+            refactor_factored_attn_matrices, n_devices, checkpoint_index, checkpoint_value, checkpoint_label
+        )
         dtype = from_pretrained_kwargs.pop("torch_dtype", None) or dtype
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         if hf_model is None:
@@ -252,7 +261,7 @@ class HookedTransformer(Weights, Generating, HookedRootModule):
         return cache.remove_batch_dim() if remove_batch_dim else cache
 
     def points_of_one_name(self, name: Any) -> list[LensPoint]:
-        """The hook points of a name, or of a pattern such as "blocks.*.hook_resid_pre"; KeyError where there is none."""
+        """The hook points of a name, or of a pattern such as "blocks.*.hook_resid_pre". KeyError where none is."""
         return self.native.select(name)  # type: ignore[return-value]  # they are of that class since `_adopt`
 
     def cached_points(self) -> list[LensPoint]:
@@ -354,5 +363,3 @@ def _check_followed(refactor: bool = False, n_devices: int = 1, *checkpoints: in
         raise NotImplementedError(f"n_devices={n_devices}: a model is on one device")
     if any(checkpoint is not None for checkpoint in checkpoints):
         raise NotImplementedError("checkpoints of a training run are revisions on the Hub: pass revision=...")
-
-

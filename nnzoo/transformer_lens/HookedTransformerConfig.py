@@ -1,7 +1,7 @@
 """HookedTransformerConfig: a model's sizes by TransformerLens's names, with its defaults.
 
 `model.cfg` of a loaded model is one; you make one for a small model of your own. Every field that TransformerLens has
-is here, so that its users' dicts are taken; those that no family of nnzoo has are refused by name when a model is built.
+is here, so that its users' dicts are taken; what no family of nnzoo has is refused by name when a model is built.
 """
 
 import inspect
@@ -85,8 +85,8 @@ class HookedTransformerConfig:
     use_hook_tokens: bool = False
     tokenizer_prepends_bos: bool | None = None
     post_embedding_ln: bool = False
-    rotary_base: float = 10000
-    rotary_base_local: float | None = None
+    rotary_base: float | int = 10000
+    rotary_base_local: float | int | None = None
     rotary_scaling_factor: float = 1.0
     trust_remote_code: bool = False
     rotary_adjacent_pairs: bool = False

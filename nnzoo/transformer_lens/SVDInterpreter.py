@@ -15,8 +15,8 @@ class SVDInterpreter:
 
     >>> from nnzoo.transformer_lens import HookedTransformer
     >>> model = HookedTransformer.from_pretrained("nnzoo/tiny-gpt2")
-    >>> SVDInterpreter(model).get_singular_vectors("OV", 2, num_vectors=3, head_index=1).shape == (model.cfg.d_vocab, 1, 3)
-    True
+    >>> SVDInterpreter(model).get_singular_vectors("OV", 2, num_vectors=3, head_index=1).shape
+    torch.Size([774, 1, 3])
     """
 
     def __init__(self, model: Any) -> None:

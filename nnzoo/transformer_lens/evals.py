@@ -60,8 +60,9 @@ def induction_loss(
 class IOIDataset(Dataset):
     """Sentences whose last word is the name that came once: {"prompt", "IO", "S"}, as ids.
 
-    Wang et al. 2022, Interpretability in the Wild (https://arxiv.org/abs/2211.00593). Templates have "[A]", the indirect
-    object, "[B]", the subject, and the names of `nouns` in brackets; with `symmetric` each comes with its names swapped.
+    Wang et al. 2022, Interpretability in the Wild (https://arxiv.org/abs/2211.00593). Templates have "[A]", the
+    indirect object, "[B]", the subject, and the names of `nouns` in brackets; with `symmetric` each comes with its
+    names swapped as well.
     """
 
     def __init__(
@@ -136,7 +137,9 @@ def ioi_eval(
 ) -> dict[str, float]:
     """The mean difference of logits of the indirect object and the subject, and how often it is above 0."""
     if dataset is None:
-        dataset = IOIDataset(model.tokenizer if tokenizer is None else tokenizer, None, None, None, num_samples, symmetric)
+        dataset = IOIDataset(
+            model.tokenizer if tokenizer is None else tokenizer, None, None, None, num_samples, symmetric
+        )
     differences = []
     for batch in DataLoader(dataset, batch_size=batch_size, shuffle=True, collate_fn=list):
         prompts = torch.nn.utils.rnn.pad_sequence([sample["prompt"] for sample in batch], batch_first=True)

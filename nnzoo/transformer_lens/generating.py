@@ -72,9 +72,9 @@ class Generating(Tokenizing):
         eos_token_id: int | Sequence[int] | None = None,
         do_sample: bool = True,
         top_k: int | None = None,
-        top_p: float | None = None,
-        temperature: float = 1.0,
-        freq_penalty: float = 0.0,
+        top_p: float | int | None = None,
+        temperature: float | int = 1.0,
+        freq_penalty: float | int = 0.0,
         use_past_kv_cache: bool = True,
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
@@ -116,9 +116,9 @@ class Generating(Tokenizing):
         eos_token_id: int | Sequence[int] | None = None,
         do_sample: bool = True,
         top_k: int | None = None,
-        top_p: float | None = None,
-        temperature: float = 1.0,
-        freq_penalty: float = 0.0,
+        top_p: float | int | None = None,
+        temperature: float | int = 1.0,
+        freq_penalty: float | int = 0.0,
         use_past_kv_cache: bool = True,
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
@@ -185,7 +185,7 @@ class Generating(Tokenizing):
         if return_type == "tokens":
             return ids
         if return_type == "embeds":
-            return self.native.embed(ids)  # type: ignore[operator]
+            return self.native.embed(ids)
         decode = self._needed_tokenizer().decode
         texts = [decode(row, skip_special_tokens=True) for row in ids.tolist()]
         return texts[0] if len(texts) == 1 else texts
@@ -193,4 +193,4 @@ class Generating(Tokenizing):
     def _with_logits(self, decoder: Decoder) -> Any:
         from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-        return GenerateDecoderOnlyOutput(sequences=decoder.ids, logits=tuple(decoder.logits))  # type: ignore[arg-type]
+        return GenerateDecoderOnlyOutput(sequences=decoder.ids, logits=tuple(decoder.logits))

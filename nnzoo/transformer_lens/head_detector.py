@@ -61,10 +61,10 @@ def _table(kind: str | Tensor, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor
     if isinstance(kind, str):
         if kind not in HEAD_NAMES:
             raise AssertionError(f"{kind!r} is no kind of head; there are {', '.join(HEAD_NAMES)}, or give a table")
-        return {name: of for name, of in zip(HEAD_NAMES, TABLES, strict=True)}[kind](tokens)
+        return dict(zip(HEAD_NAMES, TABLES, strict=True))[kind](tokens)
     if not is_lower_triangular(kind) or len(kind) != tokens.shape[-1]:
         raise AssertionError(
-            f"a table is [{tokens.shape[-1]} {tokens.shape[-1]}] with nothing above the diagonal, not {list(kind.shape)}"
+            f"a table is [{tokens.shape[-1]} {tokens.shape[-1]}], 0 above the diagonal; this is {list(kind.shape)}"
         )
     return kind.float()
 

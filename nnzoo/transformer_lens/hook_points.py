@@ -1,13 +1,13 @@
 """HookPoint and its methods by TransformerLens's names, for toy models of your own and for the hook points of ours.
 
-    class Toy(HookedRootModule):
-        def __init__(self):
-            super().__init__()
-            self.hook_square = HookPoint()
-            self.setup()
+class Toy(HookedRootModule):
+    def __init__(self):
+        super().__init__()
+        self.hook_square = HookPoint()
+        self.setup()
 
-        def forward(self, x):
-            return self.hook_square(x * x)
+    def forward(self, x):
+        return self.hook_square(x * x)
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class LensPoint(hooks.HookPoint):
 
     edit: type[Edit] = Edit
 
-    def add_hook(  # type: ignore[override]  # their order of arguments
+    def add_hook(  # their order of arguments
         self,
         hook: HookFunction,
         dir: str = "fwd",

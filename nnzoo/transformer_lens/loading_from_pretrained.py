@@ -1,7 +1,7 @@
 """From names and configs of TransformerLens's users to models of nnzoo, and back to their config."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,8 +45,8 @@ ALIASES = {
     "mistralai/Mistral-Nemo-Base-2407": ["mistral-nemo-base-2407"],
 }
 OFFICIAL = {alias.lower(): name for name, aliases in ALIASES.items() for alias in aliases}
-# fields of a config that name what no family has, with the values that ask for nothing
-UNKNOWN = {
+# fields of a config that name what no family has, with the values that do not ask for it
+UNKNOWN: dict[str, tuple] = {
     "attn_only": (False,), "num_experts": (None,), "use_qk_norm": (False,), "clip_qkv": (None,),
     "use_logn_attn": (False,), "use_dynamic_ntk_rope": (False,), "ungroup_grouped_query_attention": (False,),
     "attention_dir": ("causal",), "parallel_attn_mlp": (False,), "post_embedding_ln": (False,),
@@ -101,7 +101,7 @@ def access_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_in_memory(hf_model: Any, dtype: torch.dtype) -> HookedModel:
-    """nnzoo's model of a transformers model that is in memory."""
+    """Nnzoo's model of a transformers model that is in memory."""
     with TemporaryDirectory() as folder:  # what transformers itself writes: no second table of tensor names
         hf_model.save_pretrained(folder)
         native = open_checkpoint(folder).load(dtype=dtype)
@@ -114,9 +114,19 @@ def cfg_of(
     config: Config, name: str, *, fold_ln: bool, device: Any = None, dtype: torch.dtype = torch.float32
 ) -> HookedTransformerConfig:
     """A config by TransformerLens's names."""
-    sizes = {n: getattr(config, n) for n in ("d_model", "d_head", "n_layers", "n_ctx", "n_heads", "d_mlp", "d_vocab")}
-    family = {"original_architecture": family_of(config).architecture, "tokenizer_name": name, "init_weights": False}
-    shared = {"eps": config.eps, "act_fn": config.activation, "model_name": name.rstrip("/").split("/")[-1]}
+    sizes: dict[str, Any] = {
+        n: getattr(config, n) for n in ("d_model", "d_head", "n_layers", "n_ctx", "n_heads", "d_mlp", "d_vocab")
+    }
+    family: dict[str, Any] = {
+        "original_architecture": family_of(config).architecture,
+        "tokenizer_name": name,
+        "init_weights": False,
+    }
+    shared: dict[str, Any] = {
+        "eps": config.eps,
+        "act_fn": config.activation,
+        "model_name": name.rstrip("/").split("/")[-1],
+    }
     own = _gpt2(config) if isinstance(config, GPT2Config) else _llama(config)
     if fold_ln:
         own["normalization_type"] += "Pre"
@@ -158,53 +168,56 @@ def build_native(cfg: HookedTransformerConfig) -> HookedModel:
     return model.to(dtype=cfg.dtype)
 
 
+EITHER_FAMILY: dict[str, tuple] = {
+    "act_fn": ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"),
+    "normalization_type": ("LN", "LNPre", "RMS", "RMSPre"),
+}
+GPT2_HAS: dict[str, tuple] = {
+    "positional_embedding_type": ("standard",),
+    "gated_mlp": (False,),
+    "n_key_value_heads": (None,),
+    "use_local_attn": (False,),
+    "final_rms": (False,),
+}
+LLAMA_HAS: dict[str, tuple] = {
+    "positional_embedding_type": ("rotary",),
+    "gated_mlp": (True,),
+    "use_attn_scale": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+}
+
+
 def native_config_of(cfg: HookedTransformerConfig) -> Config:
-    """The config of the family that a HookedTransformerConfig describes."""
-    _check_known(cfg)
+    """The config of the family that a HookedTransformerConfig describes; NotImplementedError, by name, if none does."""
+    if cfg.d_vocab == -1:
+        raise ValueError("d_vocab is not said, and there is no tokenizer that says it")
+    scales = {"attn_scale": (cfg.d_head**0.5,)} if cfg.use_attn_scale else {}
+    _require(cfg, "nnzoo's families", {**UNKNOWN, **EITHER_FAMILY, **scales, "d_vocab_out": (cfg.d_vocab,)})
     sizes = {n: getattr(cfg, n) for n in ("d_model", "n_layers", "n_ctx", "n_heads", "d_mlp", "d_vocab", "eps")}
     shared = {**sizes, "activation": cfg.act_fn, "tied": False}
     if cfg.normalization_type in ("LN", "LNPre"):
-        _require(cfg, "GPT-2", positional_embedding_type="standard", gated_mlp=False, n_key_value_heads=None,
-                 use_local_attn=False, final_rms=False, d_head=cfg.d_model // cfg.n_heads)  # fmt: skip
-        scaling = {"scale_scores": cfg.use_attn_scale, "scale_by_layer": cfg.scale_attn_by_inverse_layer_idx}
-        return GPT2Config(**shared, **scaling)
-    _require(cfg, "LLaMA and Mistral", normalization_type=("RMS", "RMSPre"), positional_embedding_type="rotary",
-             gated_mlp=True, rotary_dim=cfg.d_head, use_attn_scale=True, scale_attn_by_inverse_layer_idx=False)  # fmt: skip
+        _require(cfg, "a model with LayerNorm (GPT-2)", {**GPT2_HAS, "d_head": (cfg.d_model // cfg.n_heads,)})
+        scaling: dict[str, Any] = {"scale_scores": cfg.use_attn_scale}
+        return GPT2Config(**shared, **scaling, scale_by_layer=cfg.scale_attn_by_inverse_layer_idx)
+    _require(cfg, "a model with RMSNorm (LLaMA, Mistral)", {**LLAMA_HAS, "rotary_dim": (cfg.d_head,)})
     heads = {"d_head": cfg.d_head, "n_kv_heads": cfg.n_key_value_heads or cfg.n_heads}
     own = {**shared, **heads, "rope": Rope(theta=cfg.rotary_base), "attn_bias": True, "mlp_bias": False}
     if not cfg.use_local_attn:
         return LlamaConfig(**own)
-    _require(cfg, "Mistral", attn_types=["local"] * cfg.n_layers)
+    _require(cfg, "a model with local attention (Mistral)", {"attn_types": (["local"] * cfg.n_layers,)})
     return MistralConfig(**own, window=cfg.window_size)
 
 
-def _check_known(cfg: HookedTransformerConfig) -> None:
-    names = {field.name for field in fields(cfg)}
-    for name in names & UNKNOWN.keys():
-        if getattr(cfg, name) not in UNKNOWN[name]:
-            raise NotImplementedError(
-                f"{name}={getattr(cfg, name)!r} is not implemented: nnzoo's families are GPT-2, LLaMA and Mistral. A "
-                "model with other equations is a HookedRootModule of your own"
-            )
-    _require(cfg, "GPT-2, LLaMA and Mistral", d_vocab_out=cfg.d_vocab, act_fn=("gelu", "gelu_new", "gelu_pytorch_tanh",
-             "relu", "silu"), normalization_type=("LN", "LNPre", "RMS", "RMSPre"))  # fmt: skip
-    if cfg.use_attn_scale:
-        _require(cfg, "GPT-2, LLaMA and Mistral", attn_scale=cfg.d_head**0.5)
-    if cfg.d_vocab == -1:
-        raise ValueError("d_vocab is not said, and there is no tokenizer that says it")
-
-
-def _require(cfg: HookedTransformerConfig, family: str, **wanted: Any) -> None:
-    for name, value in wanted.items():
-        allowed = value if isinstance(value, tuple) else (value,)
+def _require(cfg: HookedTransformerConfig, which: str, wanted: Mapping[str, tuple]) -> None:
+    for name, allowed in wanted.items():
         if getattr(cfg, name) not in allowed:
             raise NotImplementedError(
-                f"{name}={getattr(cfg, name)!r} is not implemented with these other settings: {family} "
-                f"have {' or '.join(map(repr, allowed))}. A model with other equations is a HookedRootModule of your own"
+                f"{name}={getattr(cfg, name)!r} is not implemented: {which} can have {' or '.join(map(repr, allowed))}. "
+                "A model with other equations is a HookedRootModule of your own"
             )
 
 
-def cut(native: HookedModel, first_n_layers: int | None, n_ctx: int | None) -> HookedModel:
+def cut(native: Any, first_n_layers: int | None, n_ctx: int | None) -> HookedModel:
     """A model's first blocks, and another number of positions, as far as the model has them."""
     if first_n_layers is not None:
         native.blocks = native.blocks[:first_n_layers]
@@ -220,7 +233,7 @@ def cut(native: HookedModel, first_n_layers: int | None, n_ctx: int | None) -> H
     return native
 
 
-def untie(native: HookedModel) -> HookedModel:
+def untie(native: Any) -> HookedModel:
     """An unembedding of its own: in TransformerLens a change of W_E leaves W_U as it is."""
     if native.config.tied:
         native.config = replace(native.config, tied=False)

@@ -196,10 +196,14 @@ def parts_of(native: HookedModel, cfg: Any) -> dict[str, Any]:
 
 def modules_of(parts: dict[str, Any]) -> dict[str, Any]:
     """Every part by its dotted name: "blocks.0.attn"."""
-    found = {name: part for name, part in parts.items() if name != "blocks"}
-    for i, block in enumerate(parts["blocks"]):
-        inner = {f"blocks.{i}.{name}": getattr(block, name) for name in ("ln1", "ln2", "attn", "mlp")}
-        found |= {f"blocks.{i}": block, **inner}
+    found = {}
+    for name, part in parts.items():
+        if name != "blocks":
+            found[name] = part
+            continue
+        for i, block in enumerate(part):
+            found[f"blocks.{i}"] = block
+            found |= {f"blocks.{i}.{inner}": getattr(block, inner) for inner in ("ln1", "attn", "ln2", "mlp")}
     return found
 
 

@@ -1,4 +1,4 @@
-"""`test_prompt`: how likely a model finds an answer, printed."""
+"""`utils.test_prompt`: how likely a model finds an answer, printed."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def test_prompt(
+def show_answer(
     prompt: str,
     answer: str | list[str],
     model: Any,
@@ -23,7 +23,7 @@ def test_prompt(
 
     >>> from nnzoo.transformer_lens import HookedTransformer
     >>> model = HookedTransformer.from_pretrained("nnzoo/tiny-gpt2")
-    >>> test_prompt("The capital of France is", "Paris", model, print_details=False)
+    >>> show_answer("The capital of France is", "Paris", model, print_details=False)
     Ranks of the answer tokens: [(' Paris', 0)]
     """
     answers = [answer] if isinstance(answer, str) else list(answer)
@@ -46,7 +46,7 @@ def test_prompt(
     _say("Ranks of the answer tokens:", [rank[0] for rank in ranks] if len(answers) == 1 else ranks)
 
 
-test_prompt.__test__ = False  # type: ignore[attr-defined]  # for pytest, where somebody imports it into a test
+show_answer.__test__ = False  # type: ignore[attr-defined]  # for pytest, where somebody imports it into a test
 
 
 def _performance(model: Any, logits: Tensor, token: Tensor, print_details: bool) -> tuple[str, int]:

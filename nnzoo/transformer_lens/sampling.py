@@ -8,10 +8,10 @@ from torch import Tensor
 def sample_logits(
     final_logits: Float[Tensor, "batch d_vocab"],
     top_k: int | None = None,
-    top_p: float | None = None,
-    temperature: float = 1.0,
-    freq_penalty: float = 0.0,
-    repetition_penalty: float = 1.0,
+    top_p: float | int | None = None,
+    temperature: float | int = 1.0,
+    freq_penalty: float | int = 0.0,
+    repetition_penalty: float | int = 1.0,
     tokens: Int[Tensor, "batch pos"] | None = None,
 ) -> Int[Tensor, "batch"]:
     """A token for each row, drawn from torch's global generator; the most likely one at temperature 0.
@@ -40,7 +40,7 @@ def _less_repeated(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
     return torch.where(there, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def _narrowed(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+def _narrowed(logits: Tensor, top_k: int | None, top_p: float | int | None) -> Tensor:
     if top_k is not None:
         if top_k <= 0:
             raise AssertionError(f"top_k is a number of tokens above 0, not {top_k}")

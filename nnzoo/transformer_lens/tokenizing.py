@@ -122,12 +122,10 @@ class Tokenizing:
         texts = [decode(row, clean_up_tokenization_spaces=False) for row in rows]
         return texts if ids.ndim == 2 else texts[0]
 
-    def to_str_tokens(
-        self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None
-    ) -> list[str] | list[list[str]]:
+    def to_str_tokens(self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None) -> list[Any]:
         """Each token's own text: of a text, of ids [pos] or [1 pos]; a list of lists for a list of these."""
         if isinstance(input, list):
-            return [self.to_str_tokens(one, prepend_bos, padding_side) for one in input]  # type: ignore[misc]
+            return [self.to_str_tokens(one, prepend_bos, padding_side) for one in input]
         if isinstance(input, str):
             ids = self.to_tokens(input, prepend_bos, padding_side)[0]
         elif isinstance(input, (Tensor, np.ndarray)):

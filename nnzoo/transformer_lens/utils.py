@@ -13,7 +13,7 @@ from nnzoo.analysis.circuits import FactoredMatrix as Factors
 from nnzoo.architectures.activations import ACTIVATIONS
 from nnzoo.architectures.names import get_act_name
 from nnzoo.transformer_lens.FactoredMatrix import FactoredMatrix
-from nnzoo.transformer_lens.prompting import test_prompt
+from nnzoo.transformer_lens.prompting import show_answer as test_prompt
 from nnzoo.transformer_lens.sampling import sample_logits
 from nnzoo.transformer_lens.slices import Slice, SliceInput
 from nnzoo.transformer_lens.tensors import (
@@ -106,7 +106,7 @@ def override_or_use_default_value(default_flag: Any, override: Any = None) -> An
 
 
 @contextmanager
-def LocallyOverridenDefaults(model: Any, **overrides: Any) -> Iterator[None]:  # noqa: N802  their name
+def LocallyOverridenDefaults(model: Any, **overrides: Any) -> Iterator[None]:
     """Other defaults of `prepend_bos` and `padding_side` inside the `with`."""
     if unknown := overrides.keys() - {"prepend_bos", "padding_side"}:
         raise AssertionError(f"there is no default of {', '.join(sorted(unknown))}")

@@ -10,8 +10,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from nnzoo.analysis.circuits import composition_scores
 from nnzoo.architectures.hooked_model import HookedModel
-from nnzoo.transformer_lens.parts import modules_of, put, weights_of
 from nnzoo.transformer_lens.FactoredMatrix import FactoredMatrix
+from nnzoo.transformer_lens.parts import modules_of, put, weights_of
 
 STACKED = "W_Q W_K W_V W_O W_in W_out b_Q b_K b_V b_O b_in b_out".split()  # with a layer axis
 BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")  # what a state dict of TransformerLens has beside weights
@@ -118,7 +118,9 @@ class Weights:
         given = {name: v for name, v in state_dict.items() if name.rpartition(".")[2] not in BUFFERS}
         missing, unexpected = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
         if strict and (missing or unexpected):
-            raise RuntimeError(f"the state dict lacks {missing[:5]}, and has {unexpected[:5]}, which this model has not")
+            raise RuntimeError(
+                f"the state dict lacks {missing[:5]}, and has {unexpected[:5]}, which this model has not"
+            )
         for name in expected.keys() & given.keys():
             path, _, weight = name.rpartition(".")
             put(name, getattr(modules[path], weight), given[name])
