@@ -9,48 +9,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnzoo.architectures.hooked_model import HookedModel
+from nnzoo.generation.decoder import Decoder
 from nnzoo.generation.loop import steps
+from nnzoo.generation.options import Options
 from nnzoo.transformer_lens.sampling import sample_logits
 from nnzoo.transformer_lens.tensors import get_attention_mask
 from nnzoo.transformer_lens.tokenizing import Tokenizing
 
 
-class Decoder:
-    """Chooses tokens as TransformerLens does; nnzoo's loop gives it the logits."""
+class LensDecoder(Decoder):
+    """nnzoo's decoder, which draws as TransformerLens does, and keeps the logits of each step."""
 
     def __init__(
-        self,
-        tokens: Int[Tensor, "batch pos"],
-        attention_mask: Tensor | None,
-        max_new_tokens: int,
-        ends: Sequence[int],
-        padding: int,
-        sampling: dict[str, Any] | None,  # None: the most likely token
+        self, options: Options, tokens: Int[Tensor, "batch pos"], mask: Tensor | None, sampling: dict[str, Any] | None
     ) -> None:
-        self.tokens, self.attention_mask = tokens, attention_mask
-        self.ids = tokens
+        super().__init__(options, tokens, mask)
+        self.sampling = sampling  # None: the most likely token
         self.logits: list[Float[Tensor, "batch d_vocab"]] = []
-        self._left, self._padding, self._sampling = max_new_tokens, padding, sampling
-        self._ends = torch.tensor(ends, dtype=torch.long, device=tokens.device)
-        self._finished = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
 
-    @property
-    def done(self) -> bool:
-        return self._left <= 0 or (len(self._ends) > 0 and bool(self._finished.all()))
-
-    def choose(self, logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, "batch"]:
-        """The next token of each row; rows that have ended get padding."""
-        self.logits.append(logits.clone())
-        greedy = self._sampling is None
-        new = logits.argmax(dim=-1) if greedy else sample_logits(logits, **(self._sampling or {}), tokens=self.ids)
-        new = torch.where(self._finished, self._padding, new)
-        self._finished = self._finished | torch.isin(new, self._ends)
-        self._left -= 1
-        self.ids = torch.cat([self.ids, new[:, None]], dim=1)
-        return new
+    def _pick(self, logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, "batch"]:
+        self.logits.append(logits)
+        return (
+            super()._pick(logits) if self.sampling is None else sample_logits(logits, **self.sampling, tokens=self.ids)
+        )
 
 
-def steps_without_cache(model: HookedModel, decoder: Decoder) -> Iterator[Int[Tensor, "batch"]]:
+def steps_without_cache(model: HookedModel, decoder: LensDecoder) -> Iterator[Int[Tensor, "batch"]]:
     """Each step's tokens, where every step reads the whole text again, and hooks see all of it."""
     start = decoder.tokens.shape[1]
     while not decoder.done:
@@ -96,9 +80,9 @@ class Generating(Tokenizing):
         """
         return_type = self._checked_return_type(input, return_type)
         sampling = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty}
-        ends = self._ends_of(eos_token_id) if stop_at_eos else ([], 0)
-        tokens, mask = self._prompt(input, prepend_bos, padding_side)
-        decoder = Decoder(tokens, mask, max_new_tokens, *ends, sampling if do_sample else None)
+        ends = self._ends_of(eos_token_id) if stop_at_eos else {}
+        options = Options(max_new_tokens=max_new_tokens, **ends)
+        decoder = LensDecoder(options, *self._prompt(input, prepend_bos, padding_side), sampling if do_sample else None)
         wants_logits = self._wants_logits(generation_kwargs)
         for _ in self._steps(decoder, use_past_kv_cache, verbose):
             if not wants_logits:
@@ -127,9 +111,9 @@ class Generating(Tokenizing):
     ) -> Iterator[Int[Tensor, "batch new"]]:
         """What `generate` gives, in pieces of ids [batch new]: the first has the prompt in front."""
         sampling = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty}
-        ends = self._ends_of(eos_token_id) if stop_at_eos else ([], 0)
-        tokens, mask = self._prompt(input, prepend_bos, padding_side)
-        decoder, given = Decoder(tokens, mask, max_new_tokens, *ends, sampling if do_sample else None), 0
+        ends = self._ends_of(eos_token_id) if stop_at_eos else {}
+        options, given = Options(max_new_tokens=max_new_tokens, **ends), 0
+        decoder = LensDecoder(options, *self._prompt(input, prepend_bos, padding_side), sampling if do_sample else None)
         for _ in self._steps(decoder, use_past_kv_cache, verbose):
             if decoder.ids.shape[1] - given >= max_tokens_per_yield:
                 yield decoder.ids[:, given:]
@@ -161,19 +145,22 @@ class Generating(Tokenizing):
             mask = found | ~found.any(dim=1, keepdim=True)  # a prompt of nothing but such tokens is no padding
         return tokens, None if mask.all() else mask
 
-    def _ends_of(self, eos_token_id: int | Sequence[int] | None) -> tuple[list[int], int]:
+    def _ends_of(self, eos_token_id: int | Sequence[int] | None) -> dict[str, Any]:
         own = None if self.tokenizer is None else self.tokenizer.eos_token_id
         given = own if eos_token_id is None else eos_token_id
         if given is None:
             raise AssertionError("stop_at_eos needs eos_token_id, or a tokenizer that has one; or stop_at_eos=False")
         ends = [given] if isinstance(given, int) else list(given)
-        return ends, ends[0] if isinstance(given, int) or own is None else own
+        padding = ends[0] if isinstance(given, int) or own is None else own
+        return {"eos_token_id": tuple(ends), "pad_token_id": padding}
 
-    def _steps(self, decoder: Decoder, use_past_kv_cache: bool, verbose: bool) -> Iterator[Tensor]:
+    def _steps(self, decoder: LensDecoder, use_past_kv_cache: bool, verbose: bool) -> Iterator[Tensor]:
         from tqdm.auto import tqdm
 
-        how: Any = steps if use_past_kv_cache else steps_without_cache
-        return iter(tqdm(how(self.native, decoder), total=decoder._left, disable=not verbose))
+        if decoder.options.max_new_tokens <= 0:
+            return iter(())
+        how = steps if use_past_kv_cache else steps_without_cache
+        return iter(tqdm(how(self.native, decoder), total=decoder.options.max_new_tokens, disable=not verbose))
 
     def _wants_logits(self, others: dict[str, Any]) -> bool:
         ignored = sorted(others.keys() - {"output_logits", "return_dict_in_generate"})
@@ -190,7 +177,7 @@ class Generating(Tokenizing):
         texts = [decode(row, skip_special_tokens=True) for row in ids.tolist()]
         return texts[0] if len(texts) == 1 else texts
 
-    def _with_logits(self, decoder: Decoder) -> Any:
+    def _with_logits(self, decoder: LensDecoder) -> Any:
         from transformers.generation.utils import GenerateDecoderOnlyOutput
 
         return GenerateDecoderOnlyOutput(sequences=decoder.ids, logits=tuple(decoder.logits))

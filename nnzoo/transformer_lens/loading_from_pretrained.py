@@ -211,8 +211,9 @@ def native_config_of(cfg: HookedTransformerConfig) -> Config:
 def _require(cfg: HookedTransformerConfig, which: str, wanted: Mapping[str, tuple]) -> None:
     for name, allowed in wanted.items():
         if getattr(cfg, name) not in allowed:
+            can = " or ".join(map(repr, allowed))
             raise NotImplementedError(
-                f"{name}={getattr(cfg, name)!r} is not implemented: {which} can have {' or '.join(map(repr, allowed))}. "
+                f"{name}={getattr(cfg, name)!r} is not implemented: {which} can have {can}. "
                 "A model with other equations is a HookedRootModule of your own"
             )
 

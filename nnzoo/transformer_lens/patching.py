@@ -109,7 +109,8 @@ def generic_activation_patch(
 
     `patch_setter(corrupted value, index, clean value)` puts what the cache of the clean run has into the value at
     `activation_name` of the layer `index[0]`. Indices are all of `index_axis_names` ("layer", "pos", "head",
-    "dest_pos", "src_pos"), or the rows of a data frame; then the result has one axis. `patching_metric` makes a number of logits.
+    "dest_pos", "src_pos"), or the rows of a data frame; then the result has one axis. `patching_metric` makes a number
+    of logits.
 
     >>> from nnzoo.transformer_lens import HookedTransformer, patching
     >>> model = HookedTransformer.from_pretrained("nnzoo/tiny-gpt2")
