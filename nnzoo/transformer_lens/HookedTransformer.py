@@ -4,6 +4,7 @@ The equations are those of nnzoo.architectures. What stands here are names, defa
 `model.native` is the model that does the work, with nnzoo's own API.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -33,9 +34,8 @@ from nnzoo.transformer_lens.weights import Weights
 
 PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 # hook points that nnzoo has and TransformerLens has not: reached by their names, left out of its lists
-FURTHER = set(
-    "hook_tokens hook_positions hook_in hook_out hook_qkv hook_q_in hook_k_in hook_v_in hook_act hook_gate_in "
-    "hook_up_in".split()
+FURTHER = re.compile(
+    r"hook_(tokens|positions)|(.*\.ln.|ln_final)\.hook_(in|out)|.*\.hook_(qkv|q_in|k_in|v_in|act|gate_in|up_in)"
 )
 # those that a cache without a filter has only if a field of the config says so
 FLAGS = {
@@ -193,7 +193,7 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
     def setup(self) -> None:
         """List the parts and hook points by name."""
         points: Any = self.native.hook_points
-        self.hook_dict = {n: p for n, p in points.items() if n.rpartition(".")[2] not in FURTHER}
+        self.hook_dict = {n: p for n, p in points.items() if not FURTHER.fullmatch(n)}
         self.mod_dict = {**modules_of({n: vars(self)[n] for n in PARTS if n in vars(self)}), **points}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -247,12 +247,14 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
         """The cross-entropy of each next token: its mean, or [batch pos-1]."""
         return self.native.loss(logits, tokens.to(logits.device), attention_mask, per_token=per_token)
 
-    def run_with_cache(self, *model_args: Any, return_cache_object: bool = True, **kwargs: Any) -> tuple[Any, Any]:
+    def run_with_cache(
+        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
+    ) -> tuple[Any, Any]:
         """Run, and keep what passes the hook points in an ActivationCache, or with `return_cache_object=False` a dict.
 
         See HookedRootModule.run_with_cache for the other arguments.
         """
-        out, cache = super().run_with_cache(*model_args, **kwargs)
+        out, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
         return out, cache if return_cache_object else cache.cache_dict
 
     def cache_of(self, values: dict[str, Tensor], names_filter: NamesFilter, remove_batch_dim: bool) -> Any:
@@ -325,11 +327,10 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
         center_writing_weights: bool = True,
         center_unembed: bool = True,
         refactor_factored_attn_matrices: bool = False,
-        fold_value_biases: bool = True,
     ) -> None:
-        """Process the weights of this model; hooks on it are gone."""
+        """Process the weights of this model, values' biases always; hooks on it are gone."""
         _check_followed(refactor_factored_attn_matrices)
-        steps = {"fold_ln": fold_ln, "center_unembed": center_unembed, "fold_value_biases": fold_value_biases}
+        steps = {"fold_ln": fold_ln, "center_unembed": center_unembed, "fold_value_biases": True}
         native = _processed(self.native, center_writing_weights=center_writing_weights, **steps)
         if fold_ln and not str(self.cfg.normalization_type).endswith("Pre"):
             self.cfg.normalization_type = f"{self.cfg.normalization_type}Pre"
