@@ -38,8 +38,8 @@ def with_nnzoo(script: str) -> str:
 def run(script: str, name: str) -> dict[str, Any]:
     """What a script leaves in `results`, as what JSON holds."""
     scope: dict[str, Any] = {"__name__": name}
-    exec(compile(script, name, "exec"), scope)
-    torch.set_grad_enabled(True)
+    with torch.enable_grad():  # a script may switch it off
+        exec(compile(script, name, "exec"), scope)
     return plain(scope["results"])
 
 
@@ -85,7 +85,8 @@ CLASSES = {
 }
 MODULES = {
     "hook_points.HookPoint": "add_hook add_perma_hook remove_hooks has_hooks clear_context layer",
-    "patching": """generic_activation_patch layer_pos_patch_setter layer_head_vector_patch_setter get_act_patch_resid_pre
+    "patching": """generic_activation_patch layer_pos_patch_setter layer_head_vector_patch_setter
+        get_act_patch_resid_pre
         get_act_patch_resid_mid get_act_patch_attn_out get_act_patch_mlp_out get_act_patch_attn_head_out_by_pos
         get_act_patch_attn_head_q_by_pos get_act_patch_attn_head_k_by_pos get_act_patch_attn_head_v_by_pos
         get_act_patch_attn_head_pattern_by_pos get_act_patch_attn_head_pattern_dest_src_pos

@@ -67,7 +67,7 @@ class FactoredMatrix:
         smaller_first = self.ldim > self.mdim
         return FactoredMatrix(other @ self.A, self.B) if smaller_first else FactoredMatrix(other, self.AB)
 
-    def __mul__(self, scalar: float | Tensor) -> "FactoredMatrix":
+    def __mul__(self, scalar: float | int | Tensor) -> "FactoredMatrix":
         if isinstance(scalar, Tensor) and scalar.numel() != 1:
             raise AssertionError(f"* takes a number, not a tensor {list(scalar.shape)}; products of matrices are @")
         return FactoredMatrix(self.A * scalar, self.B)

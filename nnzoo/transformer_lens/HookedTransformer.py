@@ -35,7 +35,7 @@ from nnzoo.transformer_lens.weights import Weights
 PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 # hook points that nnzoo has and TransformerLens has not: reached by their names, left out of its lists
 FURTHER = re.compile(
-    r"hook_(tokens|positions)|(.*\.ln.|ln_final)\.hook_(in|out)|.*\.hook_(qkv|q_in|k_in|v_in|act|gate_in|up_in)"
+    r"hook_(tokens|positions)|rotary\..*|(.*\.ln.|ln_final)\.hook_(in|out)|.*\.hook_(qkv|q_in|k_in|v_in|act|gate_in|up_in)"
 )
 # those that a cache without a filter has only if a field of the config says so
 FLAGS = {

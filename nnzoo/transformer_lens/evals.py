@@ -76,8 +76,7 @@ class IOIDataset(Dataset):
         prepend_bos: bool = True,
         seed: int | None = None,
     ) -> None:
-        if seed is not None:
-            random.seed(seed)
+        self.random: Any = random if seed is None else random.Random(seed)
         self.tokenizer, self.prepend_bos = tokenizer, prepend_bos
         self.templates = self.get_default_templates() if templates is None else templates
         self.names = self.get_default_names() if names is None else names
@@ -103,10 +102,10 @@ class IOIDataset(Dataset):
 
     def get_sample(self, symmetric: bool = False) -> list[dict[str, str]]:
         """A sentence of a random template, with random names and nouns; with `symmetric` two."""
-        text = random.choice(self.templates)
+        text = self.random.choice(self.templates)
         for kind, some in self.nouns.items():
-            text = text.replace(f"[{kind}]", random.choice(some))
-        a, b = random.sample(self.names, 2)
+            text = text.replace(f"[{kind}]", self.random.choice(some))
+        a, b = self.random.sample(self.names, 2)
         pairs = [(a, b), (b, a)] if symmetric else [(a, b)]
         return [{"text": text.replace("[A]", x).replace("[B]", y), "IO": f" {x}", "S": f" {y}"} for x, y in pairs]
 

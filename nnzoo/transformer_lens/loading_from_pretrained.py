@@ -162,9 +162,11 @@ def build_native(cfg: HookedTransformerConfig) -> HookedModel:
     if not cfg.gated_mlp:
         model.unembed.bias = nn.Parameter(torch.zeros(cfg.d_vocab))
     if cfg.init_weights:
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=cfg.initializer_range)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
     return model.to(dtype=cfg.dtype)
 
 
@@ -201,7 +203,7 @@ def native_config_of(cfg: HookedTransformerConfig) -> Config:
         return GPT2Config(**shared, **scaling, scale_by_layer=cfg.scale_attn_by_inverse_layer_idx)
     _require(cfg, "a model with RMSNorm (LLaMA, Mistral)", {**LLAMA_HAS, "rotary_dim": (cfg.d_head,)})
     heads = {"d_head": cfg.d_head, "n_kv_heads": cfg.n_key_value_heads or cfg.n_heads}
-    own = {**shared, **heads, "rope": Rope(theta=cfg.rotary_base), "attn_bias": True, "mlp_bias": False}
+    own = {**shared, **heads, "rope": Rope(theta=float(cfg.rotary_base)), "attn_bias": True, "mlp_bias": False}
     if not cfg.use_local_attn:
         return LlamaConfig(**own)
     _require(cfg, "a model with local attention (Mistral)", {"attn_types": (["local"] * cfg.n_layers,)})

@@ -38,7 +38,7 @@ def ioi_metric(logits, answer_token_indices=answer_token_indices):
 
 
 def half_way(corrupted_activation, index, clean_activation):
-    layer, pos = index
+    _layer, pos = index
     corrupted_activation[:, pos] = (corrupted_activation[:, pos] + clean_activation[:, pos]) / 2
     return corrupted_activation
 

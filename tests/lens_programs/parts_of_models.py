@@ -32,7 +32,7 @@ results = {
     "split": split[:, -1, :10],
     "llama": llama("The capital of France is")[:, -1, :10],
     "gates": llama.W_gate.norm(),
-    "shapes": [list(getattr(llama, name).shape) for name in ("W_Q", "W_K", "W_V", "W_O", "b_K", "W_in", "W_out", "W_U")],
+    "shapes": [list(getattr(llama, name).shape) for name in ("W_Q", "W_K", "W_V", "W_O", "b_K", "W_in", "W_U")],
     "E and pos": list(model.W_E_pos.shape),
     "mask": utils.get_attention_mask(model.tokenizer, torch.tensor([[5, 6, 0], [0, 0, 7]]), True),
     "config": [
