@@ -6,6 +6,7 @@ The equations are those of nnzoo.architectures. What stands here are names, defa
 
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -224,21 +225,20 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
         """
         if shortformer_pos_embed is not None:
             raise NotImplementedError("no family of nnzoo has shortformer positions")
-        cache = None
         if start_at_layer is None:
             input, attention_mask = self.tokens_and_mask(input, prepend_bos, padding_side, attention_mask)
             tokens = None
-            cache = None if past_kv_cache is None else past_kv_cache.for_a_run()
-        out = self.native(
-            input,
-            return_type=return_type,
-            loss_per_token=loss_per_token,
-            attention_mask=attention_mask,
-            cache=cache,
-            stop_at_layer=stop_at_layer,
-            start_at_layer=start_at_layer,
-            tokens=tokens,
-        )
+        with nullcontext() if past_kv_cache is None else past_kv_cache.running() as cache:
+            out = self.native(
+                input,
+                return_type=return_type,
+                loss_per_token=loss_per_token,
+                attention_mask=attention_mask,
+                cache=cache,
+                stop_at_layer=stop_at_layer,
+                start_at_layer=start_at_layer,
+                tokens=tokens,
+            )
         return Output(*out) if isinstance(out, tuple) else out
 
     def loss_fn(

@@ -88,18 +88,12 @@ class Unembed(Part):
 class LayerNorm(Part):
     """A LayerNorm or RMSNorm; `w` and `b` are there unless they were folded into what reads it."""
 
-    @property
-    def w(self) -> Float[Tensor, "d_model"]:
-        return self._unfolded("weight")
-
-    @property
-    def b(self) -> Float[Tensor, "d_model"]:
-        return self._unfolded("bias")
-
-    def _unfolded(self, name: str) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("w", "b"):
+            return super().__getattr__(name)
         if str(self.cfg.normalization_type).endswith("Pre"):
-            raise AttributeError(f"this norm has no {name[0]}: it was folded into the weights that read it (fold_ln)")
-        return getattr(self.native, name)
+            raise AttributeError(f"this norm has no {name}: it was folded into the weights that read it (fold_ln)")
+        return getattr(self.native, {"w": "weight", "b": "bias"}[name])
 
 
 class Attention(Part):

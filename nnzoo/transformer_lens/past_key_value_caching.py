@@ -1,6 +1,7 @@
 """The KV cache by TransformerLens's names; what it holds is nnzoo's KVCache."""
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +52,14 @@ class TransformerLensKeyValueCache:
         """Add what is read again."""
         self.frozen = False
 
-    def for_a_run(self) -> KVCache:
-        """What a run reads and fills: a copy while this is frozen."""
-        return copy.deepcopy(self.native) if self.frozen else self.native
+    @contextmanager
+    def running(self) -> Iterator[KVCache]:
+        """What a run reads and fills; what it added is forgotten afterwards while this is frozen."""
+        length, mask = self.native.length, self.native.mask
+        yield self.native
+        if self.frozen:
+            self.native.rewind(0, length)
+            self.native.mask = mask
 
     @property
     def previous_attention_mask(self) -> Tensor:

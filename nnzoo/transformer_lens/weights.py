@@ -116,7 +116,7 @@ class Weights:
         """
         modules, expected = modules_of(self._parts), weights_of(self._parts)
         given = {name: v for name, v in state_dict.items() if name.rpartition(".")[2] not in BUFFERS}
-        missing, unexpected = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+        missing, unexpected = [n for n in expected if n not in given], [n for n in given if n not in expected]
         if strict and (missing or unexpected):
             raise RuntimeError(
                 f"the state dict lacks {missing[:5]}, and has {unexpected[:5]}, which this model has not"
