@@ -330,10 +330,10 @@ def test_the_logits_of_each_step_are_those_of_the_whole_text(tiny):
 # --- patching ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-mistral"])
-def test_a_sweep_is_a_loop_of_patches(name):
-    model = HookedTransformer.from_pretrained(f"nnzoo/{name}", device="cpu")
-    clean, corrupted = model.to_tokens(["Mary and John", "John and Mary"])[:, None]
+@pytest.mark.parametrize("fields", [{}, {**LLAMA, "n_heads": 2, "n_key_value_heads": 1}], ids=["gpt2", "llama"])
+def test_a_sweep_is_a_loop_of_patches(fields):
+    model = HookedTransformer(HookedTransformerConfig(**{**SIZES, **fields, "n_layers": 2, "initializer_range": 1.0}))
+    clean, corrupted = torch.tensor([[1, 2, 3]]), torch.tensor([[3, 2, 1]])
     _, cache = model.run_with_cache(clean)
     run = (model, corrupted, cache, lambda logits: logits[0, -1].square().mean())
     for sweep in (patching.get_act_patch_attn_out, patching.get_act_patch_attn_head_v_by_pos):
