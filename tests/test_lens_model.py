@@ -1,5 +1,7 @@
 """HookedTransformer over nnzoo's models: loading, hooks, caches, weights, refusals; next to transformers."""
 
+import copy
+
 import pytest
 import torch
 
@@ -126,12 +128,14 @@ def test_a_config_that_no_family_has_is_refused_by_name(fields):
 
 @pytest.mark.parametrize("name", ["HookedEncoder", "TransformerBridge", "train", "components"])
 def test_what_is_not_there_says_what_to_do(name):
-    with pytest.raises(AttributeError, match=f"no {name}: "):
-        getattr(transformer_lens, name)
-    with pytest.raises(AttributeError, match="evaluate_on_dataset"):
-        evals.make_wiki_data_loader
-    with pytest.raises(AttributeError, match="datasets"):
-        utils.get_dataset
+    with pytest.raises(NotImplementedError, match=f"{name} is not here: "):
+        getattr(transformer_lens, name).from_pretrained("bert")
+    with pytest.raises(NotImplementedError, match="evaluate_on_dataset"):
+        evals.make_wiki_data_loader(None)
+    with pytest.raises(NotImplementedError, match="datasets"):
+        utils.get_dataset("pile")
+    with pytest.raises(AttributeError):
+        transformer_lens.no_such_name
 
 
 # --- hooks and caches ----------------------------------------------------------------------------------------------
@@ -277,6 +281,20 @@ def test_composition_is_that_of_factored_matrices(tiny):
     torch.testing.assert_close(scores * later[:, None, :, None], tiny.all_composition_scores("K"))
     one = FactoredMatrix(tiny.W_V[0, 1], tiny.W_O[0, 1])
     torch.testing.assert_close(one.svd()[1], torch.linalg.svdvals(one.AB)[:24], rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_is_another_model(tiny):
+    other = copy.deepcopy(tiny)
+    before = tiny(TEXT)
+    with torch.no_grad():
+        other.blocks[0].mlp.W_in.zero_()
+    other.hook_dict["hook_embed"].add_hook(lambda value, hook: value * 2)
+    assert torch.equal(tiny(TEXT), before) and not torch.equal(other(TEXT), before)
+
+
+def test_a_model_moves_to_another_dtype():
+    model = HookedTransformer.from_pretrained("nnzoo/tiny-gpt2", device="cpu").to(torch.float64)
+    assert (model.cfg.dtype, model(TEXT).dtype, model.blocks[0].attn.W_Q.dtype) == (torch.float64,) * 3
 
 
 # --- text and generation -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -20,6 +21,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*sequence length is longer.*")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_gives_the_values_of_transformer_lens(name):
     assert_same(run(with_nnzoo(PROGRAMS[name].read_text()), name), EXPECTED[name], name)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_nothing_but_imports_of_a_program_changes(name):
+    script = PROGRAMS[name].read_text()
+    changed = [
+        line for line, other in zip(script.splitlines(), with_nnzoo(script).splitlines(), strict=True) if line != other
+    ]
+    assert changed and all(re.match(r"(from|import) transformer_lens\b", line) for line in changed)
 
 
 def test_there_is_a_recorded_value_for_each_program():

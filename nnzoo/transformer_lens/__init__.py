@@ -34,6 +34,7 @@ from nnzoo.transformer_lens.past_key_value_caching import (
     TransformerLensKeyValueCache,
     TransformerLensKeyValueCacheEntry,
 )
+from nnzoo.transformer_lens.refusals import Refused
 from nnzoo.transformer_lens.SVDInterpreter import SVDInterpreter
 
 EasyTransformer, EasyTransformerConfig = HookedTransformer, HookedTransformerConfig  # before version 1
@@ -76,5 +77,5 @@ REFUSED = {
 
 def __getattr__(name: str) -> Any:
     if name in REFUSED:
-        raise AttributeError(f"nnzoo.transformer_lens has no {name}: {REFUSED[name]}")
+        return Refused(name, REFUSED[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

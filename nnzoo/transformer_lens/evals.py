@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nnzoo.transformer_lens.refusals import Refused
 from nnzoo.transformer_lens.utils import lm_cross_entropy_loss
 
 TEXT = (
@@ -156,10 +157,11 @@ def _difference(logits: Tensor, sample: Mapping[str, Tensor]) -> float:
     return (at[io[first]] - at[s[first]]).item()
 
 
-def __getattr__(name: str) -> Any:
-    if name.startswith("make_") or name in ("evaluate", "mmlu_eval"):
-        raise AttributeError(
-            f"nnzoo.transformer_lens.evals has no {name}: nnzoo downloads no data sets. evaluate_on_dataset takes any "
-            "loader of {'tokens': [batch pos]}"
-        )
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+NO_DATA = "nnzoo downloads no data sets; evaluate_on_dataset takes any loader of {'tokens': [batch pos]}"
+make_wiki_data_loader = Refused("make_wiki_data_loader", NO_DATA)
+make_owt_data_loader = Refused("make_owt_data_loader", NO_DATA)
+make_pile_data_loader = Refused("make_pile_data_loader", NO_DATA)
+make_code_data_loader = Refused("make_code_data_loader", NO_DATA)
+make_mmlu_data_loader = Refused("make_mmlu_data_loader", NO_DATA)
+evaluate = Refused("evaluate", NO_DATA)
+mmlu_eval = Refused("mmlu_eval", NO_DATA)

@@ -12,8 +12,10 @@ from torch import Tensor
 from nnzoo.analysis.circuits import FactoredMatrix as Factors
 from nnzoo.architectures.activations import ACTIVATIONS
 from nnzoo.architectures.names import get_act_name
+from nnzoo.transformer_lens.datasets import keep_single_column, tokenize_and_concatenate
 from nnzoo.transformer_lens.FactoredMatrix import FactoredMatrix
 from nnzoo.transformer_lens.prompting import show_answer as test_prompt
+from nnzoo.transformer_lens.refusals import Refused
 from nnzoo.transformer_lens.sampling import sample_logits
 from nnzoo.transformer_lens.slices import Slice, SliceInput
 from nnzoo.transformer_lens.tensors import (
@@ -142,27 +144,53 @@ def is_library_available(name: str) -> bool:
     return find_spec(name) is not None
 
 
+download_file_from_hf = Refused("download_file_from_hf", "huggingface_hub's hf_hub_download fetches a file")
+get_dataset = Refused("get_dataset", "nnzoo downloads no data sets; Hugging Face's datasets does")
+clear_huggingface_cache = Refused("clear_huggingface_cache", "`hf cache` clears it")
+get_tokenizer_with_bos = Refused(
+    "get_tokenizer_with_bos", "to_tokens puts the token in front, whatever a tokenizer does"
+)
+
 __all__ = [
-    "USE_DEFAULT_VALUE", "LocallyOverridenDefaults", "Slice", "SliceInput", "composition_scores",
-    "filter_dict_by_prefix", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "get_act_name", "get_attention_mask",
-    "get_corner", "get_cumsum_along_dim", "get_device", "get_input_with_manually_prepended_bos", "get_matrix_corner",
-    "get_nested_attr", "get_offset_position_ids", "get_tokens_with_bos_removed", "is_library_available",
-    "is_lower_triangular", "is_square", "lm_accuracy", "lm_cross_entropy_loss", "logits_to_df",
-    "override_or_use_default_value", "remove_batch_dim", "repeat_along_head_dimension", "sample_logits",
-    "set_nested_attr", "simple_attn_linear", "solu", "test_prompt", "to_numpy", "transpose",
+    "USE_DEFAULT_VALUE",
+    "LocallyOverridenDefaults",
+    "Slice",
+    "SliceInput",
+    "clear_huggingface_cache",
+    "composition_scores",
+    "download_file_from_hf",
+    "filter_dict_by_prefix",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_pytorch_tanh",
+    "get_act_name",
+    "get_attention_mask",
+    "get_corner",
+    "get_cumsum_along_dim",
+    "get_dataset",
+    "get_device",
+    "get_input_with_manually_prepended_bos",
+    "get_matrix_corner",
+    "get_nested_attr",
+    "get_offset_position_ids",
+    "get_tokenizer_with_bos",
+    "get_tokens_with_bos_removed",
+    "is_library_available",
+    "is_lower_triangular",
+    "is_square",
+    "keep_single_column",
+    "lm_accuracy",
+    "lm_cross_entropy_loss",
+    "logits_to_df",
+    "override_or_use_default_value",
+    "remove_batch_dim",
+    "repeat_along_head_dimension",
+    "sample_logits",
+    "set_nested_attr",
+    "simple_attn_linear",
+    "solu",
+    "test_prompt",
+    "to_numpy",
+    "tokenize_and_concatenate",
+    "transpose",
 ]  # fmt: skip
-
-REFUSED = {
-    "download_file_from_hf": "huggingface_hub's hf_hub_download fetches a file, safetensors reads it",
-    "get_dataset": "load a data set with Hugging Face's datasets",
-    "keep_single_column": "a data set's select_columns does it",
-    "tokenize_and_concatenate": "map a data set's texts through model.to_tokens",
-    "clear_huggingface_cache": "`hf cache` does it",
-    "get_tokenizer_with_bos": "model.to_tokens puts the token in front, whatever the tokenizer does",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in REFUSED:
-        raise AttributeError(f"nnzoo.transformer_lens.utils has no {name}: {REFUSED[name]}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

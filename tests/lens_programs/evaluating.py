@@ -14,7 +14,29 @@ batches = [{"tokens": model.to_tokens(["Mary gave a drink to John.", "The capita
 names = ["q", "pattern", "attn", "resid_pre", "scale", "mlp_post", "embed", "normalized"]
 x = torch.linspace(-3, 3, 24).view(2, 3, 4)
 
+
+class Texts:
+    """As much of a data set as is asked for."""
+
+    def __init__(self, columns):
+        self.columns = self.features = columns
+
+    def remove_columns(self, names):
+        return Texts({name: column for name, column in self.columns.items() if name not in names})
+
+    def map(self, function, batched, remove_columns, num_proc):
+        return Texts(function(self.columns))
+
+    def set_format(self, type, columns):
+        self.columns = {name: torch.tensor(self.columns[name]) for name in columns}
+
+
+texts = Texts({"text": ["Mary gave a drink to John.", "", "The capital of Italy is Rome."], "id": [1, 2, 3]})
+tokenized = utils.tokenize_and_concatenate(texts, model.tokenizer, max_length=5)
+one_row = utils.tokenize_and_concatenate(texts, model.tokenizer, max_length=40, add_bos_token=False)
+
 results = {
+    "rows": [tokenized.columns["tokens"], one_row.columns["tokens"]],
     "sanity": evals.sanity_check(model),
     "data": evals.evaluate_on_dataset(model, batches, device="cpu"),
     "ioi": evals.ioi_eval(model, dataset=dataset),
