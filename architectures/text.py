@@ -135,6 +135,8 @@ def check_tokens(tokens: Tensor, d_vocab: int) -> None:
     if tokens.numel() == 0:
         raise ValueError(f"the prompt is empty: tokens are {list(tokens.shape)}, and a model needs at least one")
     looking = tokens.device.type == "cpu" and not torch.compiler.is_compiling()  # on a GPU a look waits for it
-    if looking and not 0 <= int(tokens.min()) <= int(tokens.max()) < d_vocab:
-        low, high = int(tokens.min()), int(tokens.max())
+    if not looking:
+        return
+    low, high = (int(one) for one in tokens.aminmax())
+    if not 0 <= low <= high < d_vocab:
         raise ValueError(f"token ids run from 0 to {d_vocab - 1}, but got {low} to {high}: of another tokenizer?")

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+pytest_plugins = ["remote_server"]
 
 install_import_hook("nnzoo", "beartype.beartype")  # before anything imports nnzoo
 
@@ -29,3 +32,23 @@ def seeded() -> Iterator[None]:
     left_on = torch.is_grad_enabled()
     torch.set_grad_enabled(True)
     assert left_on, "this test left autograd switched off for those after it"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--remote", action="store_true", help="run traces through the wire of remote execution")
+
+
+@pytest.fixture
+def through_the_wire() -> Iterator[Any]:
+    """The server, in this process, to which all traces of the test go."""
+    from through_the_wire import everything_remote
+
+    with everything_remote() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def maybe_remote(request: pytest.FixtureRequest) -> None:
+    """With `--remote`, every test is one through the wire."""
+    if request.config.getoption("--remote"):
+        request.getfixturevalue("through_the_wire")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 GROWING = {"pos", "query", "key", "key_pos"}
 LAST = "unembed.hook_out"
@@ -57,7 +58,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Program:
-    """Bodies, each in the scope of one of the prompts (each has its first) or of all before it."""
+    """Bodies, each in the scope of one of the prompts, to which later ones may come back, or of all before it."""
 
     prompts: tuple[Asked, ...]
     bodies: tuple[tuple[int, tuple[Statement, ...]], ...]
@@ -187,6 +188,18 @@ def _step(s: Statement, places: Sequence[str], world: World, variables: list[Ten
         variables.append(MAKES[s.kind](x, y))
 
 
+@dataclass
+class Tie:
+    """A prompt's value, and the part of a whole that it is; how often each was written into when they were alike."""
+
+    piece: Tensor
+    whole: Tensor
+    part: Tensor
+
+    def __post_init__(self) -> None:
+        self.seen = self.piece._version, self.whole._version
+
+
 class Plain(World):
     """The body on real tensors: what stands at the places of each prompt."""
 
@@ -197,7 +210,8 @@ class Plain(World):
             v.untyped_storage().data_ptr(): (i, p) for i, s in enumerate(self.standing) for p, v in s.items()
         }
         self.keep: list[Any] = [dict(one) for one in self.standing]
-        self.wholes: dict[str, tuple[list, Tensor]] = {}
+        self.wholes: dict[tuple[int, ...], Tensor] = {}  # by the ids of their parts
+        self.ties: list[Tie] = []
         self.outcomes: list[float] = []
         self.n_looks = 0
         self.now: list[int] = []
@@ -219,29 +233,29 @@ class Plain(World):
         if len(self.now) == 1:
             return self.standing[self.now[0]][place]
         pieces = [self.standing[i][place] for i in self.now]
-        state = [(id(piece), piece._version) for piece in pieces]
-        if place in self.wholes and self.wholes[place][0] == state:
-            return self.wholes[place][1]
-        whole = stack(self.axes[place], pieces)
-        self.keep.append(whole)
-        self.written = getattr(self, "written", [])
-        self.written.append([whole, whole._version, place, list(self.now)])
-        self.wholes[place] = (state, whole)
-        return whole
+        key = tuple(id(piece) for piece in pieces)
+        if key not in self.wholes:
+            self.tie(place, stack(self.axes[place], pieces))
+        return self.wholes[key]
+
+    def tie(self, place: str, whole: Tensor) -> None:
+        pieces, start = [self.standing[i][place] for i in self.now], 0
+        self.wholes[tuple(id(piece) for piece in pieces)] = whole
+        self.keep.append(pieces)
+        for piece in pieces:
+            self.ties.append(Tie(piece, whole, part(self.axes[place], whole, start, piece.shape)))
+            start += len(piece)
 
     def after(self) -> None:
-        for entry in getattr(self, "written", []):
-            whole, version, place, scope = entry
-            if whole._version == version:
-                continue
-            entry[1] = whole._version
-            start = 0
-            for i in scope:
-                piece = self.standing[i][place]
-                piece.copy_(part(self.axes[place], whole, start, piece.shape))
-                start += len(self.program.prompts[i].tokens)
-            pieces = [self.standing[i][place] for i in scope]
-            self.wholes[place] = ([(id(piece), piece._version) for piece in pieces], whole)
+        """What was written is seen through all that shows it: prompts' values first, then wholes."""
+        for tie in self.ties:
+            if tie.seen[1] != tie.whole._version:
+                tie.piece.copy_(tie.part)
+        for tie in self.ties:
+            if tie.seen[0] != tie.piece._version:
+                tie.part.copy_(tie.piece)
+        for tie in self.ties:
+            tie.seen = tie.piece._version, tie.whole._version
 
     def put(self, place: str, value: Tensor) -> None:
         if len(self.now) == 1:
@@ -249,22 +263,96 @@ class Plain(World):
             return
         if value is self.read(place):
             return
-        start = 0
+        pointer, start = value.untyped_storage().data_ptr(), 0
+        if pointer in self.owners or pointer in self.in_wholes:
+            value = value.clone()  # it is the memory of another place
+        self.keep.append(value)
         for i in self.now:
             shape = self.standing[i][place].shape
             self._put(i, place, part(self.axes[place], value, start, shape).clone())
             start += len(self.program.prompts[i].tokens)
+        self.tie(place, value)
+
+    @property
+    def in_wholes(self) -> set[int]:
+        return {tie.whole.untyped_storage().data_ptr() for tie in self.ties}
 
     def _put(self, i: int, place: str, value: Tensor) -> None:
         if value is self.standing[i][place]:
             return
         pointer = value.untyped_storage().data_ptr()
-        wholes = [one[0].untyped_storage().data_ptr() for one in getattr(self, "written", [])]
-        if self.owners.get(pointer, (i, place)) != (i, place) or pointer in wholes:
+        if self.owners.get(pointer, (i, place)) != (i, place) or pointer in self.in_wholes:
             value = value.clone()  # two places do not share memory
         self.keep.append(value)
         self.owners[value.untyped_storage().data_ptr()] = (i, place)
         self.standing[i][place] = value
+
+
+class Flow(Plain):
+    """The body on tensors that know which places' values they were made of: no matter which numbers these are."""
+
+    def __init__(self, program: Program, axes: dict[str, Sequence[str]], arrived: list[dict[str, Tensor]]) -> None:
+        super().__init__(program, axes, arrived)
+        self.order = list(arrived[0])  # the model's
+        self.standing = [
+            {place: made_of({(i, place)}, value) for place, value in one.items()} for i, one in enumerate(self.standing)
+        ]
+
+    def _put(self, i: int, place: str, value: Tensor) -> None:
+        if value is self.standing[i][place]:
+            return
+        super()._put(i, place, value)
+        self.standing[i][place] = made_of({(i, place)} | sources_of(value), self.standing[i][place].detach())
+
+    def look(self, value: Tensor) -> float:
+        return 0.0
+
+    def goes_round(self) -> bool:
+        """Whether some place is never left, however often every pass goes on as far as it can."""
+        needs = {(i, place): sources_of(value) for i, one in enumerate(self.standing) for place, value in one.items()}
+        left: set[tuple[int, str]] = set()
+        while True:
+            come = {(i, p) for i, p in needs if all((i, q) in left for q in self.order[: self.order.index(p)])}
+            more = {at for at in come if needs[at] <= come}
+            if more == left:
+                return len(left) < len(needs)
+            left = more
+
+
+class Known(Tensor):
+    """A tensor that knows what it was made of, and shares with its aliases what was written into their memory."""
+
+    made_of: frozenset
+    written: set
+
+    @classmethod
+    def __torch_function__(cls, fn: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = [one for one in tree_leaves([args, kwargs]) if isinstance(one, Tensor)]
+        with torch._C.DisableTorchFunctionSubclass():
+            sources = set().union(*map(sources_of, given))
+            versions = [one._version for one in given]
+            result = fn(*args, **(kwargs or {}))
+            for one, version in zip(given, versions, strict=True):
+                if one._version != version:
+                    one.written.update(sources)
+            return tree_map_only(
+                Tensor, lambda one: one if isinstance(one, Known) else made_of(sources, one, given), result
+            )
+
+
+def made_of(sources: set, value: Tensor, given: Sequence[Tensor] = ()) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        pointer = value.untyped_storage().data_ptr()
+        known = value.as_subclass(Known)
+        aliased = [
+            one for one in (value, *given) if isinstance(one, Known) and one.untyped_storage().data_ptr() == pointer
+        ]
+        known.made_of, known.written = frozenset(sources), aliased[0].written if aliased else set()
+    return known
+
+
+def sources_of(value: Tensor) -> set:
+    return value.made_of | value.written if isinstance(value, Known) else set()
 
 
 class Seen(Exception):
@@ -273,7 +361,7 @@ class Seen(Exception):
 
 def stack(axes: Sequence[str], pieces: list[Tensor]) -> Tensor:
     sizes = [max(piece.shape[d] for piece in pieces) for d in range(pieces[0].ndim)]
-    out = torch.zeros(sum(len(piece) for piece in pieces), *sizes[1:], dtype=pieces[0].dtype)
+    out = pieces[0].new_zeros(sum(len(piece) for piece in pieces), *sizes[1:])
     start = 0
     for piece in pieces:
         part(axes, out, start, piece.shape).copy_(piece)
@@ -310,6 +398,12 @@ class Truth:
             if seen is None:
                 return variables, logits, outcomes
             outcomes.append(seen)
+
+    def circle(self, program: Program) -> int | None:
+        """The statement that sets a place from what needs it, if there is one."""
+        self.used = program.places(self.places)
+        world = Flow(program, self.axes, [self._arrivals(one, {}) for one in program.prompts])
+        return next((done - 1 for done, _ in run(program, self.places, world) if world.goes_round()), None)
 
     def _fixed_point(self, program: Program, outcomes: list[float]) -> tuple[list[Tensor], list[Tensor], float | None]:
         self.used = program.places(self.places)
@@ -360,6 +454,8 @@ def programs(draw: st.DrawFn, n_statements: int = 10, looks: bool = True, wholes
             Asked(draw(st.integers(1, 2)), draw(st.integers(1, 10)), draw(st.sampled_from(["", "", "left", "right"])))
         )
         bodies.append((n, tuple(draw(st.lists(statements, max_size=n_statements)))))
+        for back in draw(st.lists(st.integers(0, n), max_size=2)) if n else ():
+            bodies.append((back, tuple(draw(st.lists(statements, max_size=4)))))
         if wholes and draw(st.integers(0, 3)) == 3:
             bodies.append((WHOLE, tuple(draw(st.lists(statements, max_size=4)))))
     return Program(tuple(prompts), tuple(bodies))

@@ -114,6 +114,7 @@ def test_an_attribution_by_something_else_is_refused():
 
 def test_a_score_is_the_share_of_attention_that_goes_where_the_kind_looks(family):
     model, tokens = small(family), prompts()
+    tokens[:, 2] = tokens[:, 1]  # a token that follows itself
     tokens[:, 4:] = tokens[:, :3]
     _, cache = model.run_with_cache(tokens)
     for kind, is_one in {

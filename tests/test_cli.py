@@ -14,7 +14,7 @@ from layout import ROOT
 from nnzoo import cli
 from nnzoo.cli import main
 
-COMMANDS = ["demo", "hooks", "verify", "generate"]
+COMMANDS = ["demo", "hooks", "verify", "generate", "serve", "keys"]
 
 
 def run_nnzoo(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -79,6 +79,10 @@ def test_help_fits_80_columns(command, capsys, monkeypatch):
         ["verify", "x", "--tolerance", "nan"],
         ["verify", "x", "--tolerance", "inf"],
         ["generate", "x", "y", "--max-new-tokens", "0"],
+        ["serve"],
+        ["serve", "x", "--port", "70000"],
+        ["serve", "x", "--request-bytes", "1T"],
+        ["serve", "x", "--request-bytes", ""],
     ],
     ids=" ".join,
 )
@@ -102,7 +106,7 @@ def test_parsing_imports_no_drawing_and_no_transformers():
 # --- errors: one line, and what to do --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["demo", "hooks", "verify", "generate"])
+@pytest.mark.parametrize("command", ["demo", "hooks", "verify", "generate", "serve"])
 def test_a_model_that_is_nowhere_is_named(command, complaint):
     prompt = ["hello"] if command == "generate" else []
     assert "'no/such/folder' is no folder here" in complaint(command, "no/such/folder", *prompt)

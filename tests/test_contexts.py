@@ -14,6 +14,7 @@ import nnzoo
 import speaking
 from nnzoo import CONFIG, LanguageModel
 from nnzoo.config import Config
+from nnzoo.remote.errors import NoServer
 from nnzoo.tracing.recorder import TraceError
 from reference_values import Theirs
 from snippets import assert_close
@@ -82,7 +83,7 @@ class TestSession:
         assert_close(logits, theirs.forward(LONG, edits={theirs.block(1): lambda h: h + shift}).logits)
 
     def test_what_cannot_be_is_refused(self, model: LanguageModel, theirs: Theirs) -> None:
-        with pytest.raises(ValueError, match="remote=True"):
+        with pytest.raises(NoServer, match="remote=True needs a server"):
             model.session(remote=True)
         with pytest.raises(TraceError, match="a session inside a session"), model.session(), model.session():
             pass

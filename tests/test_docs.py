@@ -9,6 +9,7 @@ import torch
 
 import nnzoo
 from layout import ROOT
+from remote_stand_in import StandIn
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -29,7 +30,8 @@ def code_of(page: Path) -> str:
 @pytest.mark.parametrize("page", [pytest.param(p, id=p.relative_to(ROOT).as_posix()) for p in PAGES])
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what an example writes stays out of the repository
-    exec(compile(code_of(page), page, "exec"), {"__name__": "__main__"})
+    with StandIn(**{"nnzoo/tiny-gpt2": nnzoo.LanguageModel("nnzoo/tiny-gpt2")}).configured():
+        exec(compile(code_of(page), page, "exec"), {"__name__": "__main__"})
 
 
 def test_the_readme_has_examples():

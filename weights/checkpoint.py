@@ -10,7 +10,7 @@ import torch
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.weights.config import Config, Origin, read_config, read_origin
 from nnzoo.weights.hub import TOKENIZER_FILES, Access, download, download_weights, local_folder
-from nnzoo.weights.tensors import dtype_of, load_weights, stored_tensors
+from nnzoo.weights.tensors import dtype_of, has_weights, load_weights, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Checkpoint:
 
     def dtype(self, asked: torch.dtype | str | None = None) -> torch.dtype:
         """The dtype in which `load(dtype=asked)` will give the model, as far as the files that are here tell."""
-        stored = stored_tensors(self.folder) if self.access is None else {}
+        stored = stored_tensors(self.folder) if self.access is None and has_weights(self.folder) else {}
         return dtype_of(self.folder, asked, stored)
 
     def load(self, *, dtype: torch.dtype | str | None = None, device: torch.device | str | int = "cpu") -> HookedModel:

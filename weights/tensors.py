@@ -69,6 +69,11 @@ def load_weights(
     return model.eval()
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights, of any format; one with a config alone does for a model that runs elsewhere."""
+    return any(any(folder.glob(pattern)) for pattern in (SINGLE, INDEX, *PICKLES))
+
+
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """The tensors of a folder by their names, from the headers of its files; no weight is read."""
     index = _index(folder)

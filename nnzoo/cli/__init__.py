@@ -1,4 +1,4 @@
-"""The command line: `nnzoo demo`, `nnzoo hooks`, `nnzoo verify` and `nnzoo generate`.
+"""The command line: `nnzoo demo`, `nnzoo hooks`, `nnzoo verify`, `nnzoo generate`, `nnzoo serve` and `nnzoo keys`.
 
 Here are only the arguments; what a command does is in the file of its name, which is imported when it is called.
 """
@@ -14,6 +14,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 MODEL = "a folder, an id of the Hugging Face Hub, or nnzoo/tiny-gpt2, nnzoo/tiny-llama, nnzoo/tiny-mistral"
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 KNOWN_ERRORS = (ImportError, LookupError, OSError, ValueError)
 
 
@@ -75,7 +76,7 @@ def parser() -> ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"nnzoo {version('nnzoo')}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_demo, _hooks, _verify, _generate):
+    for add in (_demo, _hooks, _verify, _generate, _serve, _keys):
         add(commands)
     return top
 
@@ -163,6 +164,56 @@ def _generate(commands: _SubParsersAction) -> None:
     command.add_argument("--seed", type=int, metavar="N", help="sample the same text again: any whole number")
 
 
+def _serve(commands: _SubParsersAction) -> None:
+    command = _command(
+        commands,
+        "serve",
+        "run the traces of others (remote=True) on models of this machine",
+        "Serves models over HTTP. Jobs wait in a durable queue and run in worker\n"
+        "processes, which are killed at the limits below and started again. On this\n"
+        "machine alone any key is taken; beyond it, only those of a file of keys.",
+        "nnzoo serve nnzoo/tiny-gpt2 --host 0.0.0.0 --keys keys.txt",
+    )
+    command.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
+    command.add_argument("--host", metavar="ADDRESS", help="where to listen (127.0.0.1: this machine alone)")
+    command.add_argument("--port", type=_port, metavar="N", help="the port; 0 is any that is free (8000)")
+    command.add_argument("--keys", metavar="FILE", help="the keys that are taken; `nnzoo keys` makes them")
+    command.add_argument("--data", metavar="FOLDER", help="where jobs are kept (~/.local/state/nnzoo/jobs)")
+    command.add_argument("--workers", type=_positive_integer, metavar="N", help="processes for each model (1)")
+    command.add_argument("--worker-memory", type=_size, metavar="SIZE", help="of one worker, e.g. 8G (its share)")
+    command.add_argument("--queued-jobs", type=_positive_integer, metavar="N", help="of one key at a time (200)")
+    command.add_argument("--queued-bytes", type=_size, metavar="SIZE", help="of one key at a time (2G)")
+    command.add_argument("--jobs-per-minute", type=_positive_integer, metavar="N", help="of one key (6000)")
+    command.add_argument("--keep-seconds", type=_positive_number, metavar="S", help="how long answers stay (3600)")
+    command.add_argument("--keep-bytes", type=_size, metavar="SIZE", help="of all answers together (20G)")
+    command.add_argument("--patience", type=_positive_number, metavar="S", help="with who stands still (20)")
+    command.add_argument("--grace", type=_positive_number, metavar="S", help="for running jobs at the end (10)")
+    limits = command.add_argument_group("limits of one request")
+    limits.add_argument("--seconds", type=_positive_number, metavar="S", help="of its run (300)")
+    limits.add_argument("--nodes", type=_positive_integer, metavar="N", help="of its graph (50000)")
+    limits.add_argument("--rows", type=_positive_integer, metavar="N", help="of all its prompts (1024)")
+    limits.add_argument("--prompt-tokens", type=_positive_integer, metavar="N", help="of all its prompts (131072)")
+    limits.add_argument("--new-tokens", type=_positive_integer, metavar="N", help="of one prompt (4096)")
+    limits.add_argument("--request-bytes", type=_size, metavar="SIZE", help="as it is sent (256M)")
+    limits.add_argument("--graph-bytes", type=_size, metavar="SIZE", help="of its graph (16M)")
+    limits.add_argument("--tensor-bytes", type=_size, metavar="SIZE", help="of one value (4G)")
+    limits.add_argument("--alive-bytes", type=_size, metavar="SIZE", help="of all values at a time (16G)")
+    limits.add_argument("--result-bytes", type=_size, metavar="SIZE", help="of what comes back (1G)")
+
+
+def _keys(commands: _SubParsersAction) -> None:
+    command = _command(
+        commands,
+        "keys",
+        "make a key for a server",
+        "Prints a new key, once: the file gets its name and its hash, and a server that\n"
+        "runs with --keys FILE takes it at once. To take it back, delete its line.",
+        "nnzoo keys keys.txt alice",
+    )
+    command.add_argument("file", metavar="FILE", help="the file of keys, made if there is none")
+    command.add_argument("name", metavar="NAME", help="whose key it is, for the file and the server's log")
+
+
 def _command(commands: _SubParsersAction, name: str, purpose: str, description: str, example: str) -> ArgumentParser:
     return commands.add_parser(
         name,
@@ -177,6 +228,18 @@ def _positive_integer(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"a whole number above 0 is needed, not {text!r}")
     return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    """Bytes: 1000, 64K, 256M, 8G."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "")
+    return _positive_integer(number) * UNITS.get(unit, 1)
 
 
 def _positive_number(text: str) -> float:

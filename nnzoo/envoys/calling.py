@@ -8,6 +8,7 @@ from torch import Tensor
 from nnzoo.architectures.activations import ACTIVATIONS
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.tracing.functions import ModuleCall
+from nnzoo.tracing.infer import map_tensors
 from nnzoo.tracing.lazy import first_lazy
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ def apply(envoy: "Envoy", args: tuple, kwargs: dict[str, Any], *, hook: bool) ->
     Raises TypeError for a module that is no function of one tensor, with the reason.
     """
     _check(envoy, hook)
-    lazy = first_lazy((args, kwargs))
+    lazy, recorder = first_lazy((args, kwargs)), envoy._root.elsewhere
+    if lazy is None and recorder is not None:
+        args, kwargs = map_tensors(recorder.constant, (args, kwargs))
+        lazy = first_lazy((args, kwargs))
     if lazy is None:
         return _function(envoy, envoy._root._model)(*args, **kwargs)
 

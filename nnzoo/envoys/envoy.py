@@ -217,7 +217,10 @@ class Envoy(WeightMethods):
             if name in group:
                 return self._child(name, group[name])
         if name in node.parameters:
-            return self._root._model.get_parameter(node.parameters[name].format(i=self._layer))
+            parameter, recorder = node.parameters[name].format(i=self._layer), self._root.elsewhere
+            if recorder is not None:
+                return recorder.constant(self._root.skeleton.get_parameter(parameter))
+            return self._root._model.get_parameter(parameter)
         if name.isdigit() and node.item is not None:
             return self[int(name)]
         module = self._root._attached.get(join(self._place, name))

@@ -5,9 +5,21 @@ says how tokens are chosen, a `Decoder` chooses them for the rows of one batch, 
 """
 
 from nnzoo.generation.decoder import Decoder
-from nnzoo.generation.loop import generate, options_for, steps, stream
+from nnzoo.generation.loop import generate, options_for, run
 from nnzoo.generation.options import Options
 from nnzoo.generation.randomness import adopt, fork
 from nnzoo.generation.refusals import OptionError
+from nnzoo.generation.streaming import Stream, streamed
 
-__all__ = ["Decoder", "OptionError", "Options", "adopt", "fork", "generate", "options_for", "steps", "stream"]
+__all__ = [
+    "Decoder",
+    "OptionError",
+    "Options",
+    "Stream",
+    "adopt",
+    "fork",
+    "generate",
+    "options_for",
+    "run",
+    "streamed",
+]

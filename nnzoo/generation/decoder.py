@@ -57,6 +57,7 @@ class Decoder:
         self._ends = ends_of(options, tokens)
         self._going = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)  # rows that have not ended
         self._chosen = [tokens]  # what `ids` is put together from
+        self.stream: Any = None  # a nnzoo.generation.Stream, which hears of each step
 
     @property
     def ids(self) -> Int[Tensor, "batch total"]:
@@ -89,6 +90,8 @@ class Decoder:
         self._chosen.append(new[:, None])
         self.steps += 1
         self._end_rows(new)
+        if self.stream is not None:
+            self.stream.tell(self)
         return new
 
     def copy(self) -> "Decoder":

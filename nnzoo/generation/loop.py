@@ -1,6 +1,6 @@
 """The loop: a model, a KV cache, and a decoder that chooses."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.generation.decoder import Decoder
 from nnzoo.generation.options import Options
+from nnzoo.generation.streaming import streamed
 
 
 @torch.no_grad()
@@ -42,19 +43,9 @@ def generate(
     if settled.stop_strings and tokenizer is None:
         tokenizer = model.tokenizer
     decoder = Decoder(settled, tokens, attention_mask, tokenizer=tokenizer)
-    stream(steps(model, decoder), decoder.tokens, streamer)
+    with streamed(decoder, streamer):
+        run(model, decoder)
     return decoder.ids
-
-
-def stream(new_tokens: Iterable[Int[Tensor, "batch"]], tokens: Int[Tensor, "batch pos"], streamer: Any) -> None:
-    """Run a generation to its end; a `streamer` gets the prompts' ids and each step's as they come."""
-    if streamer is not None:
-        streamer.put(tokens.cpu())
-    for new in new_tokens:
-        if streamer is not None:
-            streamer.put(new.cpu())
-    if streamer is not None:
-        streamer.end()
 
 
 def options_for(
@@ -76,17 +67,15 @@ def positions_of(model: HookedModel) -> int:
     return model.config.n_ctx if rope is None else rope.reach(model.config.n_ctx)
 
 
-def steps(model: HookedModel, decoder: Decoder) -> Iterator[Int[Tensor, "batch"]]:
-    """Each step's tokens, until the decoder is done."""
+def run(model: HookedModel, decoder: Decoder) -> None:
+    """Let the decoder choose, until it is done."""
     cache, tokens, mask = model.new_cache(), decoder.tokens, decoder.attention_mask
     # a tenth faster, but what a hook keeps of it could not take part in a loss
     mode = torch.no_grad if any(point.hooks for point in model.hook_points.values()) else torch.inference_mode
     while not decoder.done:
         with mode():
             logits = next_logits(model, tokens, mask, cache)
-        new = decoder.choose(logits)
-        tokens, mask = new[:, None], None  # what was generated is no padding
-        yield new
+        tokens, mask = decoder.choose(logits)[:, None], None  # what was generated is no padding
 
 
 def next_logits(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nnzoo.tracing.graph import Invoke
-from nnzoo.tracing.places import own_part
+from nnzoo.tracing.wholes import own_part
 
 
 class Batch:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nnzoo.envoys.attached import Attached
@@ -153,17 +153,56 @@ class Cache:
         """The paths of all modules that were cached."""
         return [*self._visits]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is stored or copied: values, and of the model the names of its modules."""
+        if self.recorder.open:
+            raise TraceError("a cache can be stored or copied when the block of its trace has ended")
+        visits = {key: [one for one in found if one.is_there] for key, found in self._visits.items()}
+        return {"model": Names(self.model), "recorder": Ended(), "_visits": visits}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is left of the recorder of a cache that was stored or copied."""
+
+    open: bool = False
+
+
+class Names(Envoy):
+    """A model's modules by all their names, without the model."""
+
+    def __init__(self, model: Any) -> None:
+        attached = {path: _shell(module) for path, module in model._attached.items()}
+        vars(self).update(_root=self, _path="", _node=model._node, _layer=None, _attached=attached)
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A module's tree of names, without what the modules hold."""
+    inside = {name: _shell(child) for name, child in module.named_children()}
+    if isinstance(module, (nn.ModuleList, nn.Sequential)):
+        return nn.ModuleList(inside.values())
+    if isinstance(module, nn.ModuleDict):
+        return nn.ModuleDict(inside)
+    shell = nn.Module()
+    for name, child in inside.items():
+        shell.add_module(name, child)
+    return shell
+
 
 class CacheView:
     """What `tracer.cache()` gives: cached values, by path or by attribute, as soon as the trace has run.
 
     `cache["model.transformer.h.0"]` and `cache.model.transformer.h[0]` are a module's part, with `.output`, `.inputs`
     and `.input`. Where the module was called several times, at each step of a generation, these are lists, and
-    `len(part)` says how often.
+    `len(part)` says how often. It can be pickled, copied and given to `torch.save`: what is stored holds the values and
+    the names of the modules, not the model.
     """
 
     def __init__(self, cache: Cache, module: Module | None = None) -> None:
         self._cache, self._module = cache, module
+
+    def __reduce__(self) -> tuple:
+        return _view, (self._cache, None if self._module is None else key_of(self._module))
 
     def _of_each(self, value: Callable[[Visit], Any], what: str) -> Any:
         if self._module is None:
@@ -244,6 +283,10 @@ class CacheView:
         keys = self.keys()
         shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
         return f"CacheView({len(keys)} modules: {shown})" if keys else "CacheView(nothing yet)"
+
+
+def _view(cache: Cache, key: str | None) -> CacheView:
+    return CacheView(cache, None if key is None else find(cache.model, key))
 
 
 def _first_input(visit: Visit) -> Any:

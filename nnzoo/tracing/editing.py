@@ -50,10 +50,10 @@ class EditTracer(Tracer):
         self.record()
         return self if self._inplace else self.model
 
-    def _too_late(self, place: Place, source: Invoke, stage: Stage) -> str:
+    def _too_late(self, place: Place, source: Invoke, stage: Stage, obstacle: Stage) -> str:
         if stage.step >= APART and not self.in_loop:
             return outside_of_its_loop(user_line())
-        return Recorder._too_late(self.recorder, place, source, stage)
+        return Recorder._too_late(self.recorder, place, source, stage, obstacle)
 
     def record(self) -> None:
         """Go on recording what holds in the first pass, or at the steps that are named one by one."""
@@ -103,7 +103,7 @@ class EditTracer(Tracer):
         """An edit has no prompts of its own."""
         self._refuse("an invoke", "It holds for every prompt of the edited model's traces")
 
-    def generate(self, options: dict[str, Any]) -> NoReturn:
+    def generate(self, options: dict[str, Any], streamer: Any = None) -> NoReturn:
         """An edit generates nothing."""
         self._refuse("generate()", "Generate with the edited model")
 

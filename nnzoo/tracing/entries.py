@@ -1,9 +1,9 @@
 """A recorded program as plain data: one entry for each node, in program order, which knows others by their numbers.
 
-It can be written down and read without a model. `entries_of` makes it from a recorder, `replay.py` records it again.
+It can be written down and read without a model. `entries_of` makes it from nodes, `replay.py` records it again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from nnzoo.tracing.gradients import Backward, Flowing, Gradient, Redirect
 from nnzoo.tracing.graph import Arrive, Call, Chosen, Invoke, Line, Node, Pick, Put, Result, fill
 from nnzoo.tracing.modes import Modes
-from nnzoo.tracing.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -116,18 +115,22 @@ class Program:
     tensors: dict[str, Tensor] = field(default_factory=dict)  # of one that was read: those it was stored with
 
 
-def entries_of(recorder: Recorder) -> list[Entry]:
-    """The entries of all nodes recorded so far."""
-    return [_entry(node) for node in recorder.nodes]
+def entries_of(nodes: Sequence[Node]) -> list[Entry]:
+    """The entries of nodes: of all that were recorded so far, or of those alone that some values need."""
+    numbers = {node: number for number, node in enumerate(nodes)}
+    return [_entry(node, numbers) for node in nodes]
 
 
-def _entry(node: Node) -> Entry:
+Numbers = Mapping[Node, int]
+
+
+def _entry(node: Node, numbers: Numbers) -> Entry:
     meta = None if node.meta is None else Meta(tuple(node.meta.shape), node.meta.dtype)
-    kind, values = _describe(node)
+    kind, values = _describe(node, numbers)
     return Entry(kind=kind, line=node.line, meta=meta, **values)
 
 
-def _describe(node: Node) -> tuple[str, dict[str, Any]]:
+def _describe(node: Node, numbers: Numbers) -> tuple[str, dict[str, Any]]:
     match node:
         case Arrive():
             ((invoke, stage),) = node.needs.items()
@@ -140,43 +143,42 @@ def _describe(node: Node) -> tuple[str, dict[str, Any]]:
             return "chosen", {"invoke": invoke.index, "step": stage.step}
         case Put(place=place):
             at = {"invoke": place.invoke.index, "hook": place.hook, "step": place.stage.step}
-            return "put", {**at, "of": node.inputs[0].index}
+            return "put", {**at, "of": numbers[node.inputs[0]]}
         case Redirect(flowing=flowing):
-            return "put_gradient", {"of": node.inputs[0].index, "by": flowing.index}
+            return "put_gradient", {"of": numbers[node.inputs[0]], "by": numbers[flowing]}
         case Call():
-            return "call", _call(node)
+            return "call", _call(node, numbers)
         case Pick():
-            return "pick", {"of": node.inputs[0].index, "which": node.which}
+            return "pick", {"of": numbers[node.inputs[0]], "which": node.which}
         case Backward():
-            end = 1 + max(one.index for one in (node, *node.inside, *node.flowing))
-            return "backward", {"args": tuple(Ref(one.index) for one in node.inputs), "end": end, **node.options}
+            body = [numbers[one] for one in (node, *node.inside, *node.flowing) if one in numbers]
+            args = tuple(Ref(numbers[one]) for one in node.inputs)
+            return "backward", {"args": args, "end": 1 + max(body), **node.options}
         case Gradient():
-            return "gradient", {"of": node.of.index}
+            return "gradient", {"of": numbers[node.of]}
         case Flowing():
             (backward,) = [one for one in node.after if isinstance(one, Backward)]
-            return "flowing", {"of": node.of.index, "by": backward.index}
+            return "flowing", {"of": numbers[node.of], "by": numbers[backward]}
     raise AssertionError(f"a kind of node that has no entry: {type(node).__name__}")
 
 
-def _call(node: Call) -> dict[str, Any]:
-    args, kwargs = fill(node.args, _ref), fill(node.kwargs, _ref)
+def _call(node: Call, numbers: Numbers) -> dict[str, Any]:
+    def ref(one: Node) -> Ref:
+        return Ref(numbers[one])
+
     edited = None
     if node.writes:
-        edited = next(one.index for one in node.inputs if one.storage is node.storage)
+        edited = next(numbers[one] for one in node.inputs if one.storage is node.storage)
     return {
         "fn": node.fn,
-        "args": args,
-        "kwargs": kwargs,
+        "args": fill(node.args, ref),
+        "kwargs": fill(node.kwargs, ref),
         "edits": edited,
         "random": node.random,
         "modes": node.modes,
         "hook": node.hook,
         "view": None if node.view is None else node.view.pattern,
     }
-
-
-def _ref(node: Node) -> Ref:
-    return Ref(node.index)
 
 
 def prompt_of(invoke: Invoke) -> PromptEntry:

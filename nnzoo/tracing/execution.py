@@ -1,11 +1,10 @@
 """Execution: the graph of a trace run on the model, in part for a look, as a whole when the body is over.
 
-A pass that stopped for a look goes on from the block that it stopped in, unless what was recorded since lies below.
+Passes that stopped for a look go on from where they stand, unless what was recorded since lies below.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from nnzoo.generation import Decoder
 from nnzoo.tracing.gradients import Backward
-from nnzoo.tracing.graph import Call, Given, Invoke, Node, Put, Stage
+from nnzoo.tracing.graph import Call, Invoke, Node
 from nnzoo.tracing.modes import restored
 from nnzoo.tracing.plan import Plan, plan
 from nnzoo.tracing.recorder import Recorder
+from nnzoo.tracing.resuming import cost, resumption
 from nnzoo.tracing.run import Run
 from nnzoo.tracing.shapes import Shapes
 from nnzoo.tracing.walk import Walk
@@ -25,20 +25,14 @@ if TYPE_CHECKING:
     from nnzoo.tracing.traced import TracedModel
 
 
-@dataclass
-class Stopped:
-    """A pass that stopped for a look, with the values it has given."""
-
-    run: Run
-    walk: Walk
-
-
 class Execution:
     """Runs the graph of one trace."""
 
     def __init__(self, model: "TracedModel", shapes: Shapes, max_batch: int | None) -> None:
         self._model, self._shapes, self._max_batch = model, shapes, max_batch
-        self._stopped: Stopped | None = None
+        self._values: Run | None = None  # what they have given
+        self._walks: dict[Invoke, Walk] = {}  # passes that stopped for a look
+        self.new_run: Callable[[], Run] = Run  # a server has one that keeps watch
         self.decoders: dict[Invoke, Decoder] = {}  # as the last pass left them
 
     def look(self, recorder: Recorder, roots: list[Node]) -> dict[Node, Any]:
@@ -46,21 +40,21 @@ class Execution:
         alive = [lazy._node for ref in recorder.alive if (lazy := ref()) is not None]
         near = [node for node in alive if _within(node, roots)]  # they will be asked for, and a pass is there already
         try:
-            return self._look(recorder, roots, near)
+            return self._look(recorder, roots, near, alive)
         except Exception:
             if set(near) <= set(roots):
                 raise
-        return self._look(recorder, roots, [])  # the error of a neighbour comes when that one is asked for
+        return self._look(recorder, roots, [], alive)  # the error of a neighbour comes when that one is asked for
 
-    def _look(self, recorder: Recorder, roots: list[Node], near: list[Node]) -> dict[Node, Any]:
+    def _look(self, recorder: Recorder, roots: list[Node], near: list[Node], alive: list[Node]) -> dict[Node, Any]:
         with self._ready(recorder), _nothing_changed(recorder, self._model._model):
-            return self._run(recorder, roots, near)
+            return self._run(recorder, roots, near, alive)
 
     def finish(self, recorder: Recorder, roots: list[Node], *, carries_graph: bool) -> dict[Node, Any]:
         """The values of all that is held, when the body is over, and every backward pass."""
         with self._ready(recorder):
-            values = self._run(recorder, roots, recorder.effects, carries_graph=carries_graph)
-        self._stopped = None
+            values = self._run(recorder, roots, recorder.effects, [], carries_graph=carries_graph)
+        self._begin_again()
         return values
 
     @contextmanager
@@ -70,69 +64,52 @@ class Execution:
             yield
 
     def _run(
-        self, recorder: Recorder, roots: list[Node], near: list[Node], *, carries_graph: bool = False
+        self, recorder: Recorder, roots: list[Node], near: list[Node], alive: list[Node], *, carries_graph: bool = False
     ) -> dict[Node, Any]:
-        todo = self._going_on(recorder, [*roots, *near])
-        stopped = self._stopped
-        if todo is None or stopped is None:
-            todo, stopped = plan([*roots, *near], recorder.puts, recorder.passes, set(), self._max_batch), None
-        run = Run() if stopped is None else stopped.run
-        self._stopped = None
+        asked = [*roots, *near]
+        todo = self._plan(recorder, asked)
+        run, walks = self._values or self.new_run(), self._walks
+        self._begin_again()  # what an error leaves behind is of no use
         run.carries_graph = carries_graph
-        self._prepare(run, recorder, todo, [*roots, *near])
+        self._prepare(run, recorder, todo, asked, alive)
         run.run_all(todo.before)
         for one in todo.passes:
-            walk = stopped.walk if stopped is not None else self._walk(one.invokes)
-            walk.go(run, one.stages)
+            walk = walks.get(one.invokes[0]) or Walk(self._model._model, one.invokes, self._model.order, self._shapes)
+            walks |= dict.fromkeys(one.invokes, walk)
+            walk.go(run, one)
             self.decoders |= walk.decoders
-        if len(todo.passes) == 1 and not recorder.needs_grad:
-            self._stopped = Stopped(run, walk)
+        if not recorder.needs_grad:
+            for walk in walks.values():
+                walk.wait(run)
+            self._values, self._walks = run, walks
         return {root: run.values[root] for root in roots if root in run.values}
 
-    def _walk(self, invokes: list) -> Walk:
-        return Walk(self._model._model, invokes, self._model.order, self._shapes)
+    def _plan(self, recorder: Recorder, asked: list[Node]) -> Plan:
+        """What is left to do where passes that stopped go on, or all of it where that is less."""
+        going_on = None
+        if self._values is not None and not recorder.needs_grad:
+            walks = dict.fromkeys(self._walks.values())
+            going_on = resumption(self._values, walks, recorder, asked, self._max_batch)
+        if going_on is None or len(going_on.plan.passes) > 1:
+            anew, n_hooks = plan(asked, recorder.puts, self._max_batch), len(self._model.order)
+            assert anew is not None, "a recorder refuses what no order of passes gives"
+            if going_on is None or cost(anew, n_hooks) < cost(going_on.plan, n_hooks, going_on.reached):
+                self._begin_again()
+                return anew
+        self._walks = going_on.take_up()
+        return going_on.plan
 
-    def _prepare(self, run: Run, recorder: Recorder, todo: Plan, roots: list[Node]) -> None:
-        run.expect(todo, roots)
+    def _begin_again(self) -> None:
+        self._values, self._walks = None, {}
+
+    def _prepare(self, run: Run, recorder: Recorder, todo: Plan, roots: list[Node], alive: list[Node]) -> None:
+        run.expect(todo, roots, alive)
         backward = [node for node in todo.nodes if isinstance(node, Backward)]
         run.differentiations = len(backward)
         run.carries_graph |= any(isinstance(node, Call) and node.fn is torch.autograd.grad for node in todo.nodes)
         run.differentiated |= recorder.differentiated
         if backward:  # `.grad` of what is kept is there afterwards
             run.differentiated |= {node for node in roots if node.meta is not None and node.meta.is_floating_point()}
-
-    def _going_on(self, recorder: Recorder, roots: list[Node]) -> Plan | None:
-        """What is left to do where a stopped pass can go on; None where it must begin again."""
-        stopped = self._stopped
-        if stopped is None or recorder.needs_grad:
-            return None
-        for boundary, layer in stopped.walk.boundaries:
-            todo = self._going_on_from(boundary, stopped, recorder, roots)
-            if todo is not None:
-                stopped.walk.go_on_from(layer)
-                return todo
-        return None
-
-    def _going_on_from(self, boundary: Stage, stopped: Stopped, recorder: Recorder, roots: list[Node]) -> Plan | None:
-        run = stopped.run
-        again = {node for node in run.done if any(stage >= boundary for stage in node.needs.values())}
-        done = run.done - again
-        todo = plan(roots, recorder.puts, recorder.passes, done, self._max_batch)
-        fresh = [node for node in todo.nodes if node not in done]
-        if not self._same_pass(todo, stopped) or not _can_stand(stopped, again, done, fresh, roots):
-            return None
-        early = [stage for one in todo.passes for stage in one.stages if stage < boundary]
-        if any(_touches_the_pass(node) for one in todo.passes for stage in early for node in one.stages[stage]):
-            return None
-        run.done = done
-        for one in todo.passes:
-            for stage in sorted(early):
-                todo.before += one.stages.pop(stage)
-        return todo
-
-    @staticmethod
-    def _same_pass(todo: Plan, stopped: Stopped) -> bool:
-        return all(one.invokes == stopped.walk.batch.invokes for one in todo.passes) and len(todo.passes) <= 1
 
 
 def _within(node: Node, roots: Iterable[Node]) -> bool:
@@ -141,27 +118,6 @@ def _within(node: Node, roots: Iterable[Node]) -> bool:
         all(invoke in root.needs and stage <= root.needs[invoke] for invoke, stage in node.needs.items())
         for root in roots
     )
-
-
-def _can_stand(stopped: Stopped, again: set[Node], done: set[Node], fresh: list[Node], roots: list[Node]) -> bool:
-    """Whether the values of a stopped pass are those that going on needs."""
-    values, kept = stopped.run.values, {node.storage for node in done}
-    if any(isinstance(node, Call) and node.changes for node in stopped.run.done):
-        return False  # the look took back what they did
-    if any(isinstance(node, Call) and node.writes and node.storage in kept for node in again):
-        return False  # it would be written twice
-    if any(root in done and root not in values for root in roots):
-        return False
-    used = [(node, one) for node in fresh for one in node.inputs if one in done]
-    return all(one in values and not _written_since(node, one, done) for node, one in used)
-
-
-def _written_since(reader: Node, operand: Node, done: set[Node]) -> bool:
-    return any(write.index > reader.index and write in done for write in operand.storage.writes)
-
-
-def _touches_the_pass(node: Node) -> bool:
-    return isinstance(node, (Given, Put)) or (isinstance(node, Call) and node.writes and node.storage.place is not None)
 
 
 @contextmanager

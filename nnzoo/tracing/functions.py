@@ -2,7 +2,9 @@
 
 A name is looked up in a list, never imported: whoever reads a graph runs nothing that does not stand here. Left out
 is what hands out memory that is nobody's or somebody else's (`empty`, `resize_`, `set_`, `as_strided`), what reads
-files or runs code, and what edits an argument that is not its first (`batch_norm`).
+files or runs code, what edits an argument that is not its first (`batch_norm`), what turns a value in place (`t_`: its
+shape would be another than is known; a trace records the view instead) and what ends the process on some numbers
+(`lcm`). What does harm on some arguments only is in `call_checks.py`.
 """
 
 from collections.abc import Callable
@@ -12,11 +14,13 @@ from typing import Any
 
 import torch
 
-from nnzoo.tracing.places import stack_prompts
+from nnzoo.tracing.wholes import copy_part, stack_prompts
 
 
 class GraphError(ValueError):
     """A graph that cannot be stored, read or run, and which of its nodes is the reason."""
+
+    line: Any = None  # where the user's code recorded that node, a nnzoo.tracing.graph.Line
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ _BOTH = """
     eq erf erfc erfinv exp exp2 expm1 fix flatten flip fliplr flipud float_power floor floor_divide fmax fmin fmod
     frac frexp gather gcd ge ger greater greater_equal gt hardshrink heaviside histc histogram hsplit hypot i0
     igamma igammac index_add index_fill index_put index_reduce index_select inner inverse isclose isfinite isinf
-    isnan isneginf isposinf isreal istft kron kthvalue lcm ldexp le lerp less less_equal lgamma log log10 log1p
+    isnan isneginf isposinf isreal istft kron kthvalue ldexp le lerp less less_equal lgamma log log10 log1p
     log2 log_softmax logaddexp logaddexp2 logcumsumexp logdet logical_and logical_not logical_or logical_xor logit
     logsumexp lt lu_solve masked_fill masked_scatter masked_select matmul matrix_exp matrix_power max maximum mean
     median min minimum mm mode moveaxis movedim msort mul multinomial multiply mv mvlgamma nan_to_num nanmean
@@ -82,12 +86,12 @@ _EDITS = """
     clamp_min_ clip_ conj_physical_ copy_ copysign_ cos_ cosh_ cumprod_ cumsum_ deg2rad_ detach_ digamma_ div_
     divide_ eq_ erf_ erfc_ erfinv_ exp2_ exp_ expm1_ exponential_ fill_ fill_diagonal_ fix_ float_power_ floor_
     floor_divide_ fmod_ frac_ gcd_ ge_ geometric_ greater_ greater_equal_ gt_ heaviside_ hypot_ i0_ igamma_
-    igammac_ index_add_ index_copy_ index_fill_ index_put_ index_reduce_ lcm_ ldexp_ le_ lerp_ less_ less_equal_
+    igammac_ index_add_ index_copy_ index_fill_ index_put_ index_reduce_ ldexp_ le_ lerp_ less_ less_equal_
     lgamma_ log10_ log1p_ log2_ log_ log_normal_ logical_and_ logical_not_ logical_or_ logical_xor_ logit_ lt_
     masked_fill_ masked_scatter_ mul_ multiply_ mvlgamma_ nan_to_num_ ne_ neg_ negative_ nextafter_ normal_
     not_equal_ polygamma_ pow_ put_ rad2deg_ random_ reciprocal_ relu_ remainder_ renorm_ round_ rsqrt_ scatter_
-    scatter_add_ scatter_reduce_ sgn_ sigmoid_ sign_ sin_ sinc_ sinh_ sqrt_ square_ squeeze_ sub_ subtract_
-    swapaxes_ swapdims_ t_ tan_ tanh_ transpose_ tril_ triu_ true_divide_ trunc_ uniform_ unsqueeze_ xlogy_ zero_
+    scatter_add_ scatter_reduce_ sgn_ sigmoid_ sign_ sin_ sinc_ sinh_ sqrt_ square_ sub_ subtract_
+    tan_ tanh_ tril_ triu_ true_divide_ trunc_ uniform_ xlogy_ zero_
 """
 _OPERATORS = """
     abs add and div eq floordiv ge getitem gt iadd iand idiv ifloordiv ilshift imod imul invert ior ipow irshift
@@ -121,7 +125,7 @@ _SPECIAL = """
 
 _INIT = "constant_ normal_ uniform_ kaiming_uniform_"
 _ATTRIBUTES = "T mT H mH real imag data"
-_OWN = {"torch.autograd.grad": torch.autograd.grad, "nnzoo.stack_prompts": stack_prompts}
+_OWN = {"torch.autograd.grad": torch.autograd.grad, "nnzoo.stack_prompts": stack_prompts, "nnzoo.copy_part": copy_part}
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnzoo.architectures.hooks import HookShapeError
 from nnzoo.tracing.arguments import lazies, name_of, with_nodes
-from nnzoo.tracing.graph import AFTER, Given, Needs, Node, Put, together
+from nnzoo.tracing.graph import AFTER, Given, Needs, Node, changed_by, together
 from nnzoo.tracing.infer import Answer
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.recorder import Recorder, TraceError
@@ -174,12 +174,14 @@ class Gradients:
         """A gradient that was asked for above: it, and what was made of it, come after the backward pass."""
         waiting.after += (node,)
         late: set[Node] = {waiting}
+        changes = set(self._recorder.puts)
         waiting.needs = together((waiting, node))
         for one in self._recorder.nodes[waiting.index + 1 :]:
             if late.intersection(one.inputs + one.after):
                 late.add(one)
-                if not isinstance(one, Put):
-                    one.needs = together((*one.inputs, *one.after))
+                one.needs = together((*one.inputs, *one.after))
+                if one in changes and (place := changed_by(one)):
+                    self._recorder.settle(one, place)
 
     # --- gradients -----------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ BEGIN = -1  # before the first hook point of a step
 LATEST = sys.maxsize
 END = Stage(LATEST, 0)  # the pass is over, the last step of a generation included
 AFTER = Stage(LATEST, 1)  # then come the backward passes
+BEYOND = Stage(LATEST, 2)  # after all there is
 
 
 @dataclass(eq=False, repr=False)
@@ -161,7 +162,6 @@ class Put(Node):
     """From here on, the value of a place is another one."""
 
     place: Place
-    is_taken = True
 
     def run(self, operand: Callable[[Node], Any]) -> Any:
         return operand(self.inputs[0])
@@ -229,6 +229,15 @@ def fill(value: Any, operand: Callable[[Node], Any]) -> Any:
     if isinstance(value, slice):
         return slice(*(fill(part, operand) for part in (value.start, value.stop, value.step)))
     return value
+
+
+def changed_by(node: Node) -> Place | None:
+    """The place that a node changes, unless another value has been put there since."""
+    place = node.storage.place
+    if place is None:
+        return None
+    changes = place.current is node if isinstance(node, Put) else place.current.storage is node.storage
+    return place if changes else None
 
 
 def together(nodes: Iterable[Node]) -> Needs:

@@ -7,7 +7,7 @@ from html import escape
 
 from nnzoo.tracing.entries import Entry, Program
 from nnzoo.tracing.graph_layout import BOX_HEIGHT, BOX_WIDTH, COLUMN, LEFT, Column, Layout, lay_out, sources
-from nnzoo.tracing.graph_plan import RUNS, SKIPPED, PassView, PlanView
+from nnzoo.tracing.graph_plan import RUNS, SKIPPED, PassView, PlanView, ranges
 from nnzoo.tracing.graph_text import describe, notes_of, text
 
 STYLE = """
@@ -108,8 +108,8 @@ def _bands(layout: Layout) -> list[str]:
 def _heads(layout: Layout, program: Program, plan: PlanView | None) -> list[str]:
     lines = []
     for invoke, step in layout.columns:
-        passing = _pass_of(invoke, plan)
-        number = "" if passing is None or plan is None else f", pass {plan.passes.index(passing) + 1}"
+        passing = _numbers_of(invoke, plan)
+        number = f", pass{'es' if len(passing) > 1 else ''} {ranges(passing)}" if passing else ""
         words = f"invoke {invoke}{f', step {step}' if step else ''}{number}"
         shape = "" if invoke >= len(program.prompts) else str(list(program.prompts[invoke].tokens.shape))
         x = layout.left((invoke, step)) + 16
@@ -133,9 +133,14 @@ def _cells(layout: Layout, plan: PlanView | None) -> list[str]:
 
 def cell_state(band: str, column: Column, plan: PlanView | None) -> str:
     """Whether a part of the model runs for an invoke in a step."""
-    invoke, step = column
-    passing = _pass_of(invoke, plan)
-    if passing is None or band in ("given", "after the pass") or step >= passing.steps:
+    passes = [] if plan is None else [plan.passes[number - 1] for number in _numbers_of(column[0], plan)]
+    states = [_cell_state(band, column, one) for one in passes]
+    return next((state for state in ("runs", "skipped") if state in states), "idle")
+
+
+def _cell_state(band: str, column: Column, passing: PassView) -> str:
+    step = column[1]
+    if band in ("given", "after the pass") or step >= passing.steps:
         return "idle"
     if band.startswith("block "):
         state = passing.blocks[int(band.split()[1])]
@@ -147,8 +152,9 @@ def cell_state(band: str, column: Column, plan: PlanView | None) -> str:
     return "runs" if passing.unembeds or passing.stops_at.startswith("ln_final") else "idle"
 
 
-def _pass_of(invoke: int, plan: PlanView | None) -> PassView | None:
-    return None if plan is None else next((one for one in plan.passes if invoke in one.invokes), None)
+def _numbers_of(invoke: int, plan: PlanView | None) -> list[int]:
+    """Which passes a prompt goes through."""
+    return [] if plan is None else [n for n, one in enumerate(plan.passes, start=1) if invoke in one.invokes]
 
 
 def _boxes(layout: Layout, program: Program, places: dict[str, str], plan: PlanView | None) -> list[str]:

@@ -31,8 +31,18 @@ _EARLIER = ("of", "by")  # fields that number an earlier node
 
 def encode(program: Program, model: Any, device: torch.device) -> tuple[str, dict[str, Tensor]]:
     """JSON and tensors of a program; weights of the `model` are named instead of kept."""
+    store = store_for(program, model, device)
+    return write(program, store), store.tensors
+
+
+def store_for(program: Program, model: Any, device: torch.device) -> TensorStore:
+    """Where the tensors of a program go; weights of the `model` are named instead of kept."""
     follows = program.grad or any(e.kind == "backward" or e.fn is torch.autograd.grad for e in program.entries)
-    store = TensorStore(model, device, follows_gradients=follows)
+    return TensorStore(model, device, follows_gradients=follows)
+
+
+def write(program: Program, store: TensorStore) -> str:
+    """The JSON of a program, whose tensors are put into the store."""
     data = {
         "format": FORMAT,
         "version": VERSION,
@@ -49,7 +59,7 @@ def encode(program: Program, model: Any, device: torch.device) -> tuple[str, dic
         "saved": list(program.saved),
         "tensors": store.about,
     }
-    return json.dumps(data, allow_nan=False), store.tensors
+    return json.dumps(data, allow_nan=False)
 
 
 def _encode_entry(number: int, entry: Entry, store: TensorStore) -> dict[str, Any]:
@@ -110,7 +120,11 @@ def _name(dtype: torch.dtype) -> str:
 
 def decode(text: str, tensors: Mapping[str, Tensor], device: torch.device) -> Program:
     """The program of JSON and tensors. Raises GraphError for whatever is not as `encode` writes it."""
-    data = _parse(text)
+    return decode_data(parse(text), tensors, device)
+
+
+def decode_data(data: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Program:
+    """The program of what `parse` gives and of tensors. Raises GraphError for whatever is not as `encode` writes it."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise GraphError(f'this is no graph: "format" is to be {FORMAT!r}')
     if data.get("version") != VERSION:
@@ -140,7 +154,8 @@ def decode(text: str, tensors: Mapping[str, Tensor], device: torch.device) -> Pr
     )
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """What JSON says, with no key twice. Raises GraphError."""
     try:
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError, TypeError) as error:
@@ -175,7 +190,10 @@ class _Reader:
             _check(number < values.get("end", n_nodes) <= n_nodes, "its body ends before it, or beyond all nodes")
             return Entry(kind=kind, line=_line(data["line"]), meta=_meta(data["meta"]), **values)
         except GraphError as error:
-            raise GraphError(f"%{number}{_said_line(data)}: {error}") from error
+            line = _line_or_none(data)
+            said = GraphError(f"%{number}{'' if line is None else f', recorded at {line}'}: {error}")
+            said.line = line
+            raise said from error
 
     def _field(self, name: str, value: Any, number: int) -> Any:
         if name in _INTEGERS:
@@ -291,11 +309,11 @@ def _line(data: Any) -> Line:
     return Line(*data)
 
 
-def _said_line(data: Any) -> str:
+def _line_or_none(data: Any) -> Line | None:
     try:
-        return f", recorded at {_line(data['line'])}"
+        return _line(data["line"])
     except (GraphError, KeyError, TypeError):
-        return ""
+        return None
 
 
 def _numbers(data: Any, below: int, what: str) -> tuple[int, ...]:

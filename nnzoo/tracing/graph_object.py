@@ -9,7 +9,7 @@ Graph.load("program.safetensors").run(model)
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,15 +65,17 @@ class Recorded:
         alive = {lazy._node for ref in self.recorder.alive if (lazy := ref()) is not None}
         return sorted(alive, key=lambda node: node.index)
 
-    def program(self) -> Program:
-        """It as plain data."""
+    def program(self, nodes: Sequence[Node] | None = None, saved: Collection[Node] | None = None) -> Program:
+        """It as plain data; or of some nodes alone, which must be all that the saved ones need."""
         recorder = self.recorder
+        nodes = recorder.nodes if nodes is None else nodes
+        numbers = {node: number for number, node in enumerate(nodes)}
         return Program(
             about=about(self.model),
             prompts=[prompt_of(invoke) for invoke in self.invokes],
-            entries=entries_of(recorder),
-            saved=_numbers(recorder.saved),
-            kept_gradients=_numbers(recorder.differentiated),
+            entries=entries_of(nodes),
+            saved=tuple(sorted(numbers[node] for node in (recorder.saved if saved is None else saved))),
+            kept_gradients=tuple(sorted(numbers[node] for node in recorder.differentiated if node in numbers)),
             grad=self.grad,
             needs_grad=recorder.needs_grad,
             max_batch=self.max_batch,
@@ -95,10 +97,6 @@ class Recorded:
     def plan(self) -> PlanView:
         """What will run, or did."""
         return view_plan(self.model, self.recorder, self.roots, self.max_batch)
-
-
-def _numbers(nodes: set[Node]) -> tuple[int, ...]:
-    return tuple(sorted(node.index for node in nodes))
 
 
 class Graph:

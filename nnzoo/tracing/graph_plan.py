@@ -10,23 +10,26 @@ from nnzoo.tracing.graph import AFTER, Node, Stage
 from nnzoo.tracing.plan import Pass, plan
 from nnzoo.tracing.recorder import Recorder
 from nnzoo.tracing.run import Run
+from nnzoo.tracing.schedule import START
 from nnzoo.tracing.shortcuts import reads_only_last, unneeded_blocks
 from nnzoo.weights.paths import ModulePath, Value
 
-RUNS, SKIPPED, NOT_REACHED = "runs", "skipped", "not reached"
+RUNS, SKIPPED, NOT_REACHED, HAS_RUN = "runs", "skipped", "not reached", "has run"
 
 
 @dataclass(frozen=True)
 class PassView:
-    """One run of the model."""
+    """One run of the model, or a part of one that waits for others in between."""
 
     invokes: tuple[int, ...]
     rows: int
     n_pos: int
-    blocks: tuple[str, ...]  # of each block: RUNS, SKIPPED, NOT_REACHED
+    goes_on_from: str | None  # the hook point where the part before this one stopped
+    blocks: tuple[str, ...]  # of each block: RUNS, SKIPPED, NOT_REACHED, HAS_RUN in an earlier part
     steps: int  # of a generation; 1 where there is none
     to_the_end: bool  # of a generation
     stops_at: str  # a hook point, or the chosen token
+    waits: bool  # there, for other passes, and goes on later
     unembeds: bool
     only_last: bool  # position, of the logits
 
@@ -44,21 +47,27 @@ class PlanView:
 def view_plan(model: Any, recorder: Recorder, roots: Sequence[Node], max_batch: int | None) -> PlanView:
     """The plan of what has been recorded, with nothing run yet."""
     asked = [*roots, *recorder.effects]
-    planned = plan(asked, recorder.puts, recorder.passes, set(), max_batch)
+    planned = plan(asked, recorder.puts, max_batch)
+    assert planned is not None, "a recorder refuses what no order of passes gives"
     run = Run()
     run.expect(planned, asked)
     run.differentiated |= recorder.differentiated
+    ends = [max((stage for stage in one.stages if stage != AFTER), default=START) for one in planned.passes]
+    whose = [one.invokes[0] for one in planned.passes]
+    views = []
+    for n, (one, last) in enumerate(zip(planned.passes, ends, strict=True)):
+        before = [end for end, invoke in zip(ends[:n], whose[:n], strict=True) if invoke is whose[n]]
+        views.append(_view_pass(model, one, run, before[-1] if before else None, last, whose[n] in whose[n + 1 :]))
     return PlanView(
-        passes=tuple(_view_pass(model, one, run) for one in planned.passes),
+        passes=tuple(views),
         runs=frozenset(node.index for node in planned.nodes),
         roots=frozenset(node.index for node in roots),
         backwards=sum(isinstance(node, Backward) for node in planned.nodes),
     )
 
 
-def _view_pass(model: Any, one: Pass, run: Run) -> PassView:
+def _view_pass(model: Any, one: Pass, run: Run, start: Stage | None, last: Stage, waits: bool) -> PassView:
     order = model.order
-    last = max((stage for stage in one.stages if stage != AFTER), default=Stage(-1, 0))
     whole = last.step > 0  # step 0 is gone through to its end
     generates = any(i.decoder is not None for i in one.invokes)
     reached = len(order) if whole else last.order
@@ -69,13 +78,22 @@ def _view_pass(model: Any, one: Pass, run: Run) -> PassView:
         invokes=tuple(i.index for i in one.invokes),
         rows=sum(i.rows for i in one.invokes),
         n_pos=max(i.n_pos for i in one.invokes),
-        blocks=tuple(_state(k, order, reached, skipped) for k in range(model.config.n_layers)),
+        goes_on_from=None if start is None else _name_of(start, order),
+        blocks=tuple(
+            HAS_RUN if _has_run(k, order, start, last) else _state(k, order, reached, skipped)
+            for k in range(model.config.n_layers)
+        ),
         steps=most if last.is_end else last.step + 1,
         to_the_end=last.is_end,
         stops_at=_name_of(last, order),
+        waits=waits,
         unembeds=reached >= order["unembed.hook_in"],
-        only_last=generates or reads_only_last(run, one.stages, order),
+        only_last=generates or reads_only_last(run, one.stages, one.invokes, order),
     )
+
+
+def _has_run(block: int, order: dict[str, int], start: Stage | None, last: Stage) -> bool:
+    return start is not None and last.step <= start.step and order[f"blocks.{block}.hook_resid_post"] <= start.order
 
 
 def _state(block: int, order: dict[str, int], reached: int, skipped: set[int]) -> str:

@@ -148,7 +148,8 @@ def passes(plan: PlanView, places: dict[str, str], n_nodes: int) -> list[str]:
     """The passes, and what is not computed."""
     lines = ["passes:" if plan.passes else "passes: none, nothing is asked of the model"]
     for number, one in enumerate(plan.passes, start=1):
-        lines += [f"  {number}. {_batch(one)}: {_extent(one, places)}", *(f"     {line}" for line in remarks(one))]
+        lines.append(f"  {number}. {_batch(one, places)}: {_extent(one, places)}")
+        lines += [f"     {line}" for line in remarks(one)]
     if plan.backwards:
         lines.append(f"  then {plan.backwards} backward pass{'' if plan.backwards == 1 else 'es'}")
     left = [number for number in range(n_nodes) if number not in plan.runs]
@@ -157,9 +158,12 @@ def passes(plan: PlanView, places: dict[str, str], n_nodes: int) -> list[str]:
     return lines
 
 
-def _batch(one: PassView) -> str:
+def _batch(one: PassView, places: dict[str, str]) -> str:
     together = " in one batch" if len(one.invokes) > 1 else ""
-    return f"{named_invokes(one.invokes)}{together} [{one.rows} row{_s(one.rows)}, {one.n_pos} tokens]"
+    batch = f"{named_invokes(one.invokes)}{together} [{one.rows} row{_s(one.rows)}, {one.n_pos} tokens]"
+    if one.goes_on_from is None:
+        return batch
+    return f"{batch} go{'' if len(one.invokes) > 1 else 'es'} on from {place(one.goes_on_from, places)}"
 
 
 def _extent(one: PassView, places: dict[str, str]) -> str:
@@ -170,7 +174,7 @@ def _extent(one: PassView, places: dict[str, str]) -> str:
     if one.to_the_end:
         return f"{what}{head}, {one.steps} steps at most"
     steps = f", {one.steps} steps" if one.steps > 1 else ""
-    return f"{what}{head}{steps}; stops at {place(one.stops_at, places)}"
+    return f"{what}{head}{steps}; {'waits' if one.waits else 'stops'} at {place(one.stops_at, places)}"
 
 
 def remarks(one: PassView) -> list[str]:
@@ -180,7 +184,7 @@ def remarks(one: PassView) -> list[str]:
     lines = []
     if skipped:
         lines.append(f"skipped, because what they give is replaced: block{_s(len(skipped))} {ranges(skipped)}")
-    if beyond:
+    if beyond and not one.waits:
         lines.append(f"not run, because nobody asks for more: block{_s(len(beyond))} {ranges(beyond)}")
     if one.unembeds and one.only_last:
         lines.append("only the last position is unembedded")

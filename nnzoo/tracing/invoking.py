@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from nnzoo.tracing.tracer import Tracer
 
 
+class Stop(BaseException):
+    """Ends the innermost body of a trace: what `tracer.stop()` raises. No `except Exception` of the body takes it."""
+
+
 class InvokeBody:
     """`with tracer.invoke(prompt): ...`"""
 
@@ -32,5 +36,6 @@ class InvokeBody:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool:
         self._tracer._scope, self._tracer.step = [], 0
+        return kind is Stop

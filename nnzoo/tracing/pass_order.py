@@ -1,78 +1,71 @@
-"""Which invokes may share a pass of the model, and which must wait for another's.
+"""What the passes of several prompts need of each other.
 
-A value of one prompt may go into any layer of another. If it goes upward, or stays at its place, both prompts run in
-one batch; if it goes down, the other prompt runs in a later pass.
+A value of one prompt may go into any layer of another: the other's pass waits at that layer until the value is there.
+Only a circle is impossible, where a place needs what comes later in its own pass, by way of whatever prompts.
 """
 
-from collections.abc import Iterable
+from typing import NamedTuple
 
-from nnzoo.tracing.graph import Invoke
+from nnzoo.tracing.graph import BEYOND, Invoke, Needs, Place, Stage
+
+
+class Obstacle(NamedTuple):
+    """Why a place cannot be given a value: for that a prompt must come to a stage, and before that to another one."""
+
+    source: Invoke
+    comes_to: Stage
+    first: Stage  # of the place's own prompt, later than the place
 
 
 class PassOrder:
-    """What has been recorded of the order of passes."""
+    """How far prompts' passes must have come before another's leaves a place, as far as has been recorded."""
 
     def __init__(self) -> None:
-        self._after: dict[Invoke, dict[Invoke, bool]] = {}  # {a: {b: True}}: b's pass comes after a's; False: or is it
+        self._after: dict[Invoke, dict[Place, Stage]] = {}  # what comes before a place is left
+        self._goes_down = False  # without a value that goes down there is no circle
 
-    def require(self, first: Invoke, second: Invoke, *, apart: bool) -> bool:
-        """The pass of `second` is not before that of `first`, and `apart` from it if so asked; False: impossible."""
-        known = self._after.setdefault(first, {})
-        if second in known and known[second] >= apart:
-            return True
-        if any(apart or strict for strict in self._ways(second, first)):
-            return False
-        known[second] = apart
-        return True
+    def change(self, place: Place, needs: Needs) -> Obstacle | None:
+        """From now on a place holds what needs this, and nothing else, unless there is an obstacle."""
+        others = []
+        for source, stage in needs.items():
+            if source is place.invoke:
+                if stage > place.stage:
+                    return Obstacle(source, stage, stage)
+                continue
+            down = stage > place.stage
+            if (down or self._goes_down) and (first := self._first(place, source, stage)):
+                return Obstacle(source, stage, first)
+            others.append((source, stage, down))
+        if self._after:
+            for places in self._after.values():
+                places.pop(place, None)
+        for source, stage, down in others:
+            self._after.setdefault(source, {})[place] = stage
+            self._goes_down |= down
+        return None
 
     def leads(self, first: Invoke, second: Invoke) -> bool:
         """Whether something of `second` was made of something of `first`."""
-        return any(True for _ in self._ways(first, second))
-
-    def passes(self, invokes: Iterable[Invoke]) -> list[list[Invoke]]:
-        """The invokes of each pass, in the order of the passes, as few as possible."""
-        number = dict.fromkeys(invokes, 0)
-        moved = True
-        while moved:
-            moved = False
-            for first, seconds in self._after.items():
-                for second, apart in seconds.items():
-                    if first in number and second in number and number[second] < number[first] + apart:
-                        number[second], moved = number[first] + apart, True
-        return [[i for i, n in number.items() if n == p] for p in sorted(set(number.values()))]
-
-    def together(self, invokes: list[Invoke], most: int) -> list[list[Invoke]]:
-        """A pass split into several of at most `most` rows; invokes that use each other's values stay together."""
-        parts: list[list[Invoke]] = []
-        for group in self._bound(invokes):
-            rows = sum(i.rows for i in group)
-            if parts and sum(i.rows for i in parts[-1]) + rows <= most:
-                parts[-1] += group
-            else:
-                parts.append(group)
-        return parts
-
-    def _bound(self, invokes: list[Invoke]) -> list[list[Invoke]]:
-        """Groups of which none needs a later one."""
-        groups: list[list[Invoke]] = []
-        left = list(invokes)
-        while left:
-            reach = {i: {j for j in left if self.leads(i, j)} | {i} for i in left}
-            first = min(left, key=lambda i: (sum(i in reach[j] for j in left if j not in reach[i]), i.index))
-            group = [j for j in left if j in reach[first] and first in reach[j]]
-            groups.append(group)
-            left = [i for i in left if i not in group]
-        return groups
-
-    def _ways(self, start: Invoke, goal: Invoke) -> Iterable[bool]:
-        """For the ways from one invoke to another, whether passes come apart on them."""
-        waiting, seen = [(start, False)], {(start, False)}
+        waiting, seen = [first], {first}
         while waiting:
-            here, apart = waiting.pop()
-            for there, strict in self._after.get(here, {}).items():
-                state = (there, apart or strict)
-                if there is goal:
-                    yield state[1]
-                if state not in seen:
-                    seen.add(state)
-                    waiting.append(state)
+            for place in self._after.get(waiting.pop(), {}):
+                if place.invoke is second:
+                    return True
+                if place.invoke not in seen:
+                    seen.add(place.invoke)
+                    waiting.append(place.invoke)
+        return False
+
+    def _first(self, start: Place, goal: Invoke, comes_to: Stage) -> Stage | None:
+        """A stage after a place, which its own pass must come to before that of `goal` comes to a stage."""
+        lowest = {start.invoke: start.stage, goal: comes_to}  # what a prompt leaves only after `start` is left
+        waiting: list[tuple[Invoke, Stage, Stage | None]] = [(start.invoke, start.stage, None)]
+        while waiting:
+            here, left, first = waiting.pop()
+            for place, far in self._after.get(here, {}).items():
+                if far > left and place.stage < lowest.get(place.invoke, BEYOND):
+                    if place.invoke is goal:
+                        return first or far
+                    lowest[place.invoke] = place.stage
+                    waiting.append((place.invoke, place.stage, first or far))
+        return None

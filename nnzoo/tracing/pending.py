@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nnzoo.tracing.infer import map_tensors
+from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.tracer import Tracer
 
 
@@ -38,13 +39,17 @@ class Generated(Tensor):
     ) -> Any:
         raise RuntimeError(f"{fn} reached ids that are not generated yet; use PyTorch's own functions on them")
 
+    def make(self) -> Tensor:
+        """The ids: made now, if they were not yet and if it was not entered as a trace."""
+        return self if hasattr(self, "_tracer") else _made(self)
+
     def __enter__(self) -> Tracer:
         self._tracer = self._open()
         return self._tracer.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool:
         return self._tracer.__exit__(kind, error, traceback)
 
     def __repr__(self) -> str:  # type: ignore[override]  # torch's has an argument that only it uses
@@ -54,5 +59,8 @@ class Generated(Tensor):
 def _made(t: Tensor) -> Tensor:
     if isinstance(t, Generated):
         ids = t._make()
+        if isinstance(ids, LazyTensor):  # of a session that is recorded, and not over: another use asks again
+            t._make = lambda: ids
+            return ids
         torch.utils.swap_tensors(t, ids.view_as(ids))
     return t

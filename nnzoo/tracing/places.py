@@ -1,7 +1,6 @@
 """Places: what a body reads and sets at the model's hook points, for one prompt or for the whole batch."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from einops import rearrange
@@ -12,10 +11,9 @@ from nnzoo.architectures.shape_errors import explain
 from nnzoo.tracing.arguments import to_meta
 from nnzoo.tracing.graph import Arrive, Invoke, Node, Place, Put, Stage, Storage
 from nnzoo.tracing.lazy import LazyTensor
-from nnzoo.tracing.recorder import Recorder, TraceError
+from nnzoo.tracing.recorder import Recorder
 from nnzoo.tracing.shapes import Shapes
-
-GROWING = {"pos", "query", "key", "key_pos"}  # axes on which prompts of a batch are padded, on the left
+from nnzoo.tracing.wholes import Wholes, parts_of
 
 
 class View:
@@ -36,14 +34,15 @@ class Places:
 
     def __init__(self, recorder: Recorder, shapes: Shapes, points: dict[str, HookPoint]) -> None:
         self._recorder, self._shapes, self._points = recorder, shapes, points
-        self._wholes: dict[tuple[str, int], tuple[list, Node]] = {}
+        self._wholes = Wholes(recorder)
 
     def read(self, invokes: Sequence[Invoke], hook: str, step: int) -> LazyTensor:
         """The value at a hook point, with all that was done to it so far; of several invokes as one padded batch."""
         self._recorder.check_open()
         if len(invokes) == 1:
             return LazyTensor(self._current(invokes[0], hook, step), self._recorder)
-        return LazyTensor(self._whole(invokes, hook, step), self._recorder)
+        whole = self._wholes.of(self._pieces(invokes, hook, step), self._shapes.axes(hook), hook)
+        return LazyTensor(whole, self._recorder)
 
     def put(self, invokes: Sequence[Invoke], hook: str, step: int, value: Tensor) -> None:
         """From here on the model goes on with `value` at a hook point.
@@ -59,19 +58,23 @@ class Places:
         if len(invokes) == 1:
             self._put(self._place(invokes[0], hook, step), source)
             return
+        self._put_whole(invokes, hook, step, source)
+
+    def _put_whole(self, invokes: Sequence[Invoke], hook: str, step: int, source: Node) -> None:
+        recorder = self._recorder
         if source.storage.place is not None or source.storage.written is not None:
-            source = self._recorder.function(torch.clone, source)
-        self._pass_on(source, invokes, hook, step)
-        for rows, invoke in self._rows(invokes):
-            place = self._place(invoke, hook, step)
-            self._put(place, self._part(source, rows, place.current.meta, hook))
-        self._wholes[hook, step] = (self._version(invokes, hook, step), source)
+            source = recorder.function(torch.clone, source)
+        parts = parts_of(self._shapes.axes(hook), self._pieces(invokes, hook, step))
+        for invoke, part in zip(invokes, parts, strict=True):
+            own = recorder.function(Tensor.__getitem__, source, part)
+            self._put(self._place(invoke, hook, step), recorder.function(torch.clone, own))
+        self._wholes.tie(source, self._pieces(invokes, hook, step), parts)
 
     # --- one prompt ----------------------------------------------------------------------------------------------
 
     def _put(self, place: Place, source: Node) -> None:
         recorder = self._recorder
-        if source.storage.place not in (None, place) or source.storage.written is not None:
+        if source.storage.place is not place and (source.storage.place or source.storage.written):
             source = recorder.function(torch.clone, source)  # another place's own tensor: this one needs its own
         node = recorder.add(Put, (source,), storage=source.storage, meta=source.meta, place=place, hook=place.hook)
         recorder.settle(node, place)
@@ -98,6 +101,9 @@ class Places:
     def _current(self, invoke: Invoke, hook: str, step: int) -> Node:
         return self._place(invoke, hook, step).current
 
+    def _pieces(self, invokes: Sequence[Invoke], hook: str, step: int) -> list[Node]:
+        return [self._current(invoke, hook, step) for invoke in invokes]
+
     def _node_of(self, value: Tensor, hook: str) -> Node:
         if isinstance(value, LazyTensor):
             self._recorder.check_ours(value)
@@ -110,68 +116,3 @@ class Places:
         if new.shape != old.shape or new.dtype != old.dtype:
             point = self._points[hook]
             raise HookShapeError(explain(hook, point.axes, point.sizes, old, new))
-
-    # --- the whole batch -----------------------------------------------------------------------------------------
-
-    def _whole(self, invokes: Sequence[Invoke], hook: str, step: int) -> Node:
-        """All prompts' values in one tensor, padded on the left; what is written into it goes on to the prompts."""
-        version = self._version(invokes, hook, step)
-        known = self._wholes.get((hook, step))
-        if known is not None and known[0] == version:
-            return known[1]
-        node = self._recorder.function(stack_prompts, self._shapes.axes(hook), *(piece for piece, _ in version))
-        node.hook = hook
-        self._pass_on(node, invokes, hook, step)
-        self._wholes[hook, step] = (version, node)
-        return node
-
-    def _version(self, invokes: Sequence[Invoke], hook: str, step: int) -> list[tuple[Node, int]]:
-        """The prompts' values, and how often each was written into."""
-        pieces = [self._current(invoke, hook, step) for invoke in invokes]
-        return [(piece, len(piece.storage.writes)) for piece in pieces]
-
-    def _pass_on(self, whole: Node, invokes: Sequence[Invoke], hook: str, step: int) -> None:
-        """From here on, what is written into the whole is written into the prompts' values too."""
-
-        def pass_on(write: Node) -> None:
-            if self._wholes[hook, step] != (self._version(invokes, hook, step), whole):
-                raise TraceError(
-                    f"this value of the whole batch at {hook} was read before a prompt's own value there changed, and "
-                    "writing it would undo that: read it again"
-                )
-            for rows, invoke in self._rows(invokes):
-                piece = self._current(invoke, hook, step)
-                part = self._part(whole, rows, piece.meta, hook)
-                self._recorder.function(torch.Tensor.copy_, piece, part, edits=piece, meta=piece.meta)
-            self._wholes[hook, step] = (self._version(invokes, hook, step), whole)
-
-        whole.storage.written = pass_on
-
-    def _part(self, whole: Node, rows: slice, piece: Tensor, hook: str) -> Node:
-        index = own_part(self._shapes.axes(hook), rows, piece.shape)
-        return self._recorder.function(torch.Tensor.__getitem__, whole, index)
-
-    @staticmethod
-    def _rows(invokes: Sequence[Invoke]) -> list[tuple[slice, Invoke]]:
-        ends = accumulate(invoke.rows for invoke in invokes)
-        return [(slice(end - i.rows, end), i) for end, i in zip(ends, invokes, strict=True)]
-
-
-def own_part(axes: Sequence[str], rows: slice, shape: Sequence[int]) -> tuple[slice, ...]:
-    """The index of a prompt's own rows and tokens in a batch that is padded on the left."""
-    return tuple(
-        rows if axis == "batch" else slice(-n, None) if axis in GROWING else slice(None)
-        for axis, n in zip(axes, shape, strict=True)
-    )
-
-
-def stack_prompts(axes: Sequence[str], *pieces: Tensor) -> Tensor:
-    """Prompts' values at a hook point with these axes as one batch, padded on the left with zeros."""
-    longest = [max(sizes) for sizes in zip(*(piece.shape for piece in pieces), strict=True)]
-
-    def padded(piece: Tensor) -> Tensor:
-        missing = [n - have if axis in GROWING else 0 for axis, n, have in zip(axes, longest, piece.shape, strict=True)]
-        sides = [side for n in reversed(missing) for side in (n, 0)]
-        return torch.nn.functional.pad(piece, sides) if any(missing) else piece
-
-    return torch.cat([padded(piece) for piece in pieces])

@@ -1,15 +1,20 @@
 """From what is asked to what must run: the nodes that count, in which pass of which prompts, at which stage."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from nnzoo.tracing.graph import AFTER, Invoke, Node, Stage
-from nnzoo.tracing.pass_order import PassOrder
+from nnzoo.tracing.graph import AFTER, BEYOND, Invoke, Node, Place, Stage, changed_by
+from nnzoo.tracing.schedule import START, Leg, Standing, Tie, schedule
+
+BEFORE = -1  # the number of the pass that has been
 
 
 @dataclass(eq=False)
 class Pass:
-    """One run of the model over some prompts: what is to be done at each of its stages."""
+    """One run of the model over some prompts, or a part of one: what is to be done at each of its stages.
+
+    At the last one it may wait for other passes, which make what changes the place where it stands.
+    """
 
     invokes: list[Invoke]
     stages: dict[Stage, list[Node]] = field(default_factory=dict)
@@ -20,36 +25,83 @@ class Plan:
     """What must run to give some roots."""
 
     nodes: list[Node]
+    changes: list[Node]  # of them: what places hold when passes leave them
     before: list[Node]  # those that need no pass
     passes: list[Pass]
 
 
-def plan(roots: Iterable[Node], puts: Iterable[Node], order: PassOrder, done: set[Node], max_batch: int | None) -> Plan:
-    """What must run to give the roots; nodes that are `done` have their values already."""
-    nodes = needed(roots, puts, done)
+def plan(
+    roots: Iterable[Node],
+    puts: Iterable[Node],
+    max_batch: int | None,
+    done: frozenset[Node] | set[Node] = frozenset(),
+    standing: Sequence[Standing] = (),
+) -> Plan | None:
+    """What must run to give the roots; nodes that are `done` have their values already.
+
+    None: it cannot be had with passes standing where they do.
+    """
+    nodes, changes = needed(roots, puts, done)
     invokes = sorted({i for node in nodes for i in node.needs}, key=lambda i: i.index)
-    groups = order.passes(invokes)
-    if max_batch is not None:
-        groups = [part for group in groups for part in order.together(group, max_batch)]
-    passes = [Pass(group) for group in groups]
-    number = {invoke: n for n, group in enumerate(groups) for invoke in group}
+    fresh = [node for node in nodes if node not in done] if done else nodes
+    if len(invokes) <= 1 and not standing:
+        legs: list[Leg] | None = [Leg(invokes, BEYOND)] if invokes else []
+    else:
+        legs = schedule(invokes, _ties(changes), max_batch, [one for one in standing if _any_of(one, invokes)])
+    if legs is None:
+        return None
+    before, passes = _timetable(fresh, legs, standing)
+    return Plan(nodes, list(changes), before, passes)
+
+
+def _any_of(standing: Standing, invokes: list[Invoke]) -> bool:
+    return any(i in invokes for i in standing.invokes)
+
+
+def _ties(changes: dict[Node, Place]) -> set[Tie]:
+    """What changes of places say of the order of passes."""
+    ties = set()
+    for node, place in changes.items():
+        for invoke, stage in node.needs.items():
+            if invoke is not place.invoke:
+                ties.add(Tie(invoke, stage, place.invoke, place.stage))
+    return ties
+
+
+def _timetable(nodes: list[Node], legs: list[Leg], standing: Sequence[Standing]) -> tuple[list[Node], list[Pass]]:
+    """Nodes in the passes and at the stages where the last comes of what each of them needs; first those before all."""
+    passes = [Pass(leg.invokes, {} if leg.until == BEYOND else {leg.until: []}) for leg in legs]
+    parts: dict[Invoke, list[tuple[Stage, int]]] = {}  # of its pass, and how far each goes
+    for number, (invokes, until) in [*((BEFORE, one) for one in standing), *enumerate(legs)]:
+        for invoke in invokes:
+            parts.setdefault(invoke, []).append((until, number))
     before: list[Node] = []
     for node in nodes:
-        if node in done:
-            continue
-        if not node.needs:
+        one_pass = len(passes) == 1 and not standing
+        number, stage = (0, max(node.needs.values(), default=START)) if one_pass else _time(node, parts)
+        if number == BEFORE or not node.needs:
             before.append(node)
-            continue
-        n, stage = max((number[invoke], stage) for invoke, stage in node.needs.items())
-        passes[n].stages.setdefault(stage, []).append(node)
+        else:
+            passes[number].stages.setdefault(stage, []).append(node)
     for one in passes:
         if AFTER in one.stages:
             one.stages[AFTER] = sources_first(one.stages[AFTER])
-    return Plan(nodes, before, passes)
+    return before, [one for one in passes if one.stages]
 
 
-def needed(roots: Iterable[Node], puts: Iterable[Node], done: set[Node]) -> list[Node]:
-    """The nodes that must run to give the roots, in program order.
+def _time(node: Node, parts: dict[Invoke, list[tuple[Stage, int]]]) -> tuple[int, Stage]:
+    """The number of the pass, and the stage, that has all a node needs."""
+    times = [
+        (next(number for until, number in parts[invoke] if stage <= until), stage)
+        for invoke, stage in node.needs.items()
+    ]
+    return max(times, default=(BEFORE, START))
+
+
+def needed(
+    roots: Iterable[Node], puts: Iterable[Node], done: frozenset[Node] | set[Node]
+) -> tuple[list[Node], dict[Node, Place]]:
+    """The nodes that must run to give the roots, in program order, and what places hold when passes leave them.
 
     Everything that changes a place counts whose stage its pass goes through on the way to what is needed of it.
     """
@@ -59,18 +111,18 @@ def needed(roots: Iterable[Node], puts: Iterable[Node], done: set[Node]) -> list
         _collect(root, found, last, done)
         for write in root.storage.writes:  # the tensor that comes back shows every edit of its memory
             _collect(write, found, last, done)
-    waiting = [node for node in puts if node not in found]
+    changes = {node: place for node in puts if (place := changed_by(node)) is not None}
     more = True
     while more:
         more = False
-        for node in waiting:
-            if node not in found and any(i in last and stage <= last[i] for i, stage in node.needs.items()):
+        for node, place in changes.items():
+            if node not in found and place.stage <= last.get(place.invoke, START):
                 _collect(node, found, last, done)
                 more = True
-    return sorted(found, key=lambda node: node.index)
+    return sorted(found, key=lambda node: node.index), {node: changes[node] for node in changes if node in found}
 
 
-def _collect(root: Node, found: set[Node], last: dict[Invoke, Stage], done: set[Node]) -> None:
+def _collect(root: Node, found: set[Node], last: dict[Invoke, Stage], done: frozenset[Node] | set[Node]) -> None:
     waiting = [root]
     while waiting:
         node = waiting.pop()

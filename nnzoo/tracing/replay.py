@@ -14,14 +14,15 @@ from einops import rearrange
 from torch import Tensor
 
 from nnzoo.generation import Decoder, Options, options_for
-from nnzoo.tracing.arguments import name_of, operands, to_meta
+from nnzoo.tracing.arguments import name_of, operands
+from nnzoo.tracing.call_checks import check_arguments, check_edits, metas_of
 from nnzoo.tracing.entries import FIELDS, Entry, Meta, Parameter, Program, PromptEntry, Ref, about
 from nnzoo.tracing.execution import Execution
 from nnzoo.tracing.functions import GraphError, ModuleCall, decode_function
 from nnzoo.tracing.gradients import Backward, Flowing, Gradients, at_the_end
-from nnzoo.tracing.graph import END, Call, Chosen, Given, Invoke, Node, Pick, Result, Stage
+from nnzoo.tracing.graph import END, Call, Chosen, Given, Invoke, Line, Node, Pick, Result, Stage
 from nnzoo.tracing.graph_plan import values_of
-from nnzoo.tracing.infer import Answer, NeedsValues, infer, map_tensors
+from nnzoo.tracing.infer import Answer, NeedsValues, infer
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.modes import Modes, restored
 from nnzoo.tracing.places import Places, View
@@ -38,6 +39,10 @@ _DIFFERENTIATE = {"outputs", "inputs", "grad_outputs", "retain_graph", "create_g
 _DIFFERENTIATE |= {"only_inputs", "is_grads_batched", "materialize_grads"}
 
 
+class OtherModelError(GraphError):
+    """A graph of another model than the one it is to run on."""
+
+
 @dataclass
 class Replayed:
     """A program on a model, ready to run."""
@@ -46,6 +51,7 @@ class Replayed:
     execution: Execution
     invokes: list[Invoke]
     grad: bool
+    answers: dict[Node, Answer]  # what each call gives, as far as shapes tell
 
 
 def replay(program: Program, model: Any) -> Replayed:
@@ -58,7 +64,9 @@ def replay(program: Program, model: Any) -> Replayed:
 def _check_model(asked: dict[str, Any], here: dict[str, Any]) -> None:
     for name in ("kind", "n_layers", "d_model", "d_vocab", "dtype"):
         if asked.get(name) != here[name]:
-            raise GraphError(f"the graph is of a model whose {name} is {asked.get(name)!r:.40}, not {here[name]!r}")
+            raise OtherModelError(
+                f"the graph is of a model whose {name} is {asked.get(name)!r:.40}, not {here[name]!r}"
+            )
 
 
 class _Replay:
@@ -83,10 +91,10 @@ class _Replay:
     def all(self) -> Replayed:
         """Every prompt and every node."""
         for number, prompt in enumerate(self._program.prompts):
-            self._guarded(f"prompt {number}", partial(self._invoke, prompt))
+            self._guarded(f"prompt {number}", None, partial(self._invoke, prompt))
         for number, entry in enumerate(self._program.entries):
             where = f"%{number} ({entry.kind}), recorded at {entry.line}"
-            self._guarded(where, partial(self._add, number, entry))
+            self._guarded(where, entry.line, partial(self._add, number, entry))
         for number, entry in enumerate(self._program.entries):
             if entry.kind == "backward":
                 body = self._nodes[number + 1 : entry.end]
@@ -94,16 +102,18 @@ class _Replay:
         recorder = self._recorder
         recorder.saved = {self._nodes[n] for n in self._program.saved}
         recorder.differentiated = {self._nodes[n] for n in self._program.kept_gradients}
-        self._guarded("the graph", self._gradients.check_complete)
+        self._guarded("the graph", None, self._gradients.check_complete)
         recorder.roots = sorted(recorder.saved, key=lambda node: node.index)
-        return Replayed(recorder, self._execution, self._invokes, self._program.grad)
+        return Replayed(recorder, self._execution, self._invokes, self._program.grad, self._answers)
 
     @staticmethod
-    def _guarded(where: str, do: Callable[[], None]) -> None:
+    def _guarded(where: str, line: Line | None, do: Callable[[], None]) -> None:
         try:
             do()
         except Exception as error:  # whatever PyTorch says of arguments that may be anything
-            raise GraphError(f"{where}: {error}") from error
+            said = GraphError(f"{where}: {error}")
+            said.line = line
+            raise said from error
 
     # --- prompts -------------------------------------------------------------------------------------------------
 
@@ -258,6 +268,8 @@ class _Replay:
         nodes, _ = operands((args, kwargs))
         if not nodes and fn is not torch.clone:
             raise GraphError("it uses no value of the trace")
+        if name_of(fn) == "data" and self._program.needs_grad:
+            fn = torch.Tensor.detach  # which tells autograd of edits: what it has kept may be indices
         modes = None if modes is None else modes._replace(device_type=self._recorder.device.type)
         target = None if edits is None else self._nodes[edits]
         with restored(modes or self._recorder.modes):
@@ -301,9 +313,10 @@ class _Replay:
         if name_of(fn) in _TAKES_APART and any(size > MOST_PARTS for one in nodes for size in one.meta.shape):
             raise GraphError(f"a value with more than {MOST_PARTS} parts is taken apart")
         try:
-            _check_edits(on_meta, args, kwargs, target, self._weights)
+            check_arguments(fn, metas_of(args), metas_of(kwargs))
+            check_edits(on_meta, args, kwargs, target, self._weights)
             metas = [one.meta for one in nodes]
-            answer = infer(on_meta, _metas(args), _metas(kwargs), metas, self._recorder.device)
+            answer = infer(on_meta, metas_of(args), metas_of(kwargs), metas, self._recorder.device)
         except NeedsValues:
             return self._unknown(fn, args, kwargs, target)
         if not answer.leaves and target is None:
@@ -342,52 +355,3 @@ def _whole(number: Any) -> int:
     if not isinstance(number, int) or number < 1:
         raise GraphError(f"{number!r:.40} is no number of sequences")
     return number
-
-
-def _metas(value: Any) -> Any:
-    return _mapped(value, lambda one: one.meta if isinstance(one, Node) else to_meta(one))
-
-
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nesting, with every node and every tensor changed."""
-    if isinstance(value, Node):
-        return change(value)
-    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-        parts = [_mapped(part, change) for part in value]
-        return type(value)(parts)
-    if isinstance(value, dict):
-        return {key: _mapped(part, change) for key, part in value.items()}
-    if isinstance(value, slice):
-        return slice(*(_mapped(part, change) for part in (value.start, value.stop, value.step)))
-    return map_tensors(change, value)
-
-
-def _check_edits(fn: Callable, args: tuple, kwargs: dict, target: Node | None, weights: dict[int, Tensor]) -> None:
-    """Raise GraphError where a call edits another tensor than its entry says, or hands out the memory of a weight."""
-    fresh: dict[int, Tensor] = {}
-    owners: dict[int, Any] = {}
-
-    def stand_in(one: Any) -> Tensor:
-        meta = one.meta if isinstance(one, Node) else one
-        if id(one) not in fresh:
-            fresh[id(one)] = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device="meta")
-            owners[id(one)] = one
-        return fresh[id(one)]
-
-    with torch.no_grad():
-        try:
-            result = fn(*_mapped(args, stand_in), **_mapped(kwargs, stand_in))
-        except NotImplementedError as error:
-            raise NeedsValues from error
-        except (RuntimeError, TypeError) as error:
-            if "meta" in str(error):
-                raise NeedsValues from error
-            raise
-    changed = [owners[key] for key, t in fresh.items() if t._version]
-    if changed != ([] if target is None else [target]):
-        raise GraphError("it edits another tensor than it says")
-    given = {t.untyped_storage()._cdata for key, t in fresh.items() if key in weights}
-    leaves: list[Tensor] = []
-    map_tensors(leaves.append, result)
-    if any(t.untyped_storage()._cdata in given for t in leaves):
-        raise GraphError("it hands out the memory of a weight; a clone of it is another tensor")

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnzoo.tracing.graph import Call, Given, Invoke, Node, Storage
+from nnzoo.tracing.graph import Call, Given, Invoke, Node, Place, Put, Storage
 from nnzoo.tracing.plan import Plan
+from nnzoo.tracing.wholes import copy_part, stack_prompts
 
 
 class Run:
@@ -25,6 +26,8 @@ class Run:
         self.needed: set[Node] = set()
         self.roots: set[Node] = set()
         self.differentiated: set[Node] = set()  # nodes whose gradient is asked for
+        self.puts: dict[Place, Put] = {}  # places where another value is put
+        self.edited: set[Place | None] = set()  # those whose memory is written
         self.differentiations = 0  # backward passes to come
         self.carries_graph = False  # values leave with their autograd graph
 
@@ -32,16 +35,19 @@ class Run:
         self._copies: dict[Node, tuple[int, Tensor]] = {}  # of values that are edited later, and of which version
         self._before_edit: dict[tuple[Node, Node], Tensor] = {}  # (reader, operand) -> the operand as it was
 
-    def expect(self, plan: Plan, roots: Iterable[Node]) -> None:
-        """Get ready to run a plan's nodes and to keep the roots."""
+    def expect(self, plan: Plan, roots: Iterable[Node], alive: Iterable[Node] = ()) -> None:
+        """Get ready to run a plan's nodes and to keep the roots, and of what has run what may be asked for again."""
         self.needed = set(plan.nodes)
         self._waiting.clear()
         fresh = [node for node in plan.nodes if node not in self.done]
         self.differentiated = {one for node in fresh for one in node.differentiates}
-        self._uses = Counter(one for node in fresh for one in node.inputs)
+        self.edited = {node.storage.place for node in fresh if isinstance(node, Call) and node.writes}
+        self.puts = {node.place: node for node in plan.changes if isinstance(node, Put)}
         self.roots = set(roots)
-        self._uses.update(self.roots)
-        self._uses.update(node for node in fresh if node.is_taken)
+        uses = [one for node in fresh for one in node.inputs]
+        uses += [*self.roots, *self.puts.values(), *(node for node in fresh if node.is_taken)]
+        uses += [node for node in alive if node in self.done]
+        self._uses = Counter(uses)
         self.values = {node: value for node, value in self.values.items() if self._uses[node]}
 
     @property
@@ -70,10 +76,22 @@ class Run:
                 self.run(node)
 
     def is_reached(self, node: Node) -> bool:
-        """Whether no generation ended before a step that the node needs."""
+        """Whether no generation ended before a step that the node needs; of a whole batch, not every one did."""
         if not self.made:
             return True
+        if isinstance(node, (Given, Put)) and not self._is_made(node):
+            return False
+        there = [one in self.done for one in node.inputs]
+        if not (any(there) if _is_stack(node) else all(there)):
+            return False
+        return all(write in self.done or self._is_of_ended(write) for write in node.after)
+
+    def _is_made(self, node: Given | Put) -> bool:
         return all(stage.step < self.made.get(i, stage.step + 1) or stage.is_end for i, stage in node.needs.items())
+
+    def _is_of_ended(self, write: Node) -> bool:
+        """Whether it would copy a prompt's value, which is not there, into a whole."""
+        return isinstance(write, Call) and write.fn is copy_part and not all(one in self.done for one in write.inputs)
 
     def run(self, node: Node) -> None:
         """Run one node. An error gets a note with the line that recorded it."""
@@ -97,6 +115,8 @@ class Run:
 
     def operand(self, reader: Node, node: Node) -> Any:
         """The value of a node as a reader must see it."""
+        if node not in self.done and _is_stack(reader):  # of a prompt whose text has ended: padding
+            return next(self.values[one] for one in reader.inputs if one in self.done).new_zeros(node.meta.shape)
         kept = self._before_edit.get((reader, node))  # an operand may stand there twice
         if kept is not None:
             return kept
@@ -141,3 +161,7 @@ def _may_be_saved(reader: Node, node: Node, value: Any) -> bool:
         and not value.is_inference()
         and torch.is_grad_enabled()
     )
+
+
+def _is_stack(node: Node) -> bool:
+    return isinstance(node, Call) and node.fn is stack_prompts

@@ -16,6 +16,8 @@ class Session:
     them stands ordinary Python.
     """
 
+    is_remote = False  # here; whether a server runs it
+
     def __init__(self, model: "TracedModel") -> None:
         self._model, self._entered = model, False
 

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def unneeded_blocks(walk: "Walk", stages: dict[Stage, list[Node]]) -> set[int]:
-    """Blocks that need not run: nothing inside is asked for, and what they give is replaced, by themselves or above."""
+    """Blocks that need not run: nothing inside is asked for, and what they give is replaced, by themselves or above.
+
+    What goes into a block is not inside it.
+    """
     if not any(isinstance(node, Put) for nodes in stages.values() for node in nodes):
         return set()
     n_layers = len(walk.model.blocks)
@@ -25,14 +28,18 @@ def unneeded_blocks(walk: "Walk", stages: dict[Stage, list[Node]]) -> set[int]:
     unneeded: set[int] = set()
     replaced = False
     for layer in reversed(range(n_layers)):
-        inside = any(starts[layer] <= order < ends[layer] for order in orders)
-        at_end = stages.get(Stage(walk.step, ends[layer]))
-        if at_end is not None:
-            replaced = _all_replaced(at_end, walk.batch.invokes)
-        replaced = replaced and not inside
+        inside = any(starts[layer] < order < ends[layer] for order in orders)
+        replaced = not inside and _replaced_at(ends[layer], walk, stages, otherwise=replaced)
         if replaced:
             unneeded.add(layer)
+        replaced = _replaced_at(starts[layer], walk, stages, otherwise=replaced)
     return unneeded
+
+
+def _replaced_at(order: int, walk: "Walk", stages: dict[Stage, list[Node]], *, otherwise: bool) -> bool:
+    """Whether nobody needs what the model would bring to a place: it is replaced there, or else is not needed above."""
+    nodes = stages.get(Stage(walk.step, order))
+    return otherwise if nodes is None else _all_replaced(nodes, walk.batch.invokes)
 
 
 def _all_replaced(nodes: list[Node], invokes: Sequence[Invoke]) -> bool:
@@ -41,14 +48,17 @@ def _all_replaced(nodes: list[Node], invokes: Sequence[Invoke]) -> bool:
     return put == set(invokes) and not any(isinstance(node, Arrive) for node in nodes)
 
 
-def reads_only_last(run: Run, stages: dict[Stage, list[Node]], order: dict[str, int]) -> bool:
+def reads_only_last(
+    run: Run, stages: dict[Stage, list[Node]], invokes: Sequence[Invoke], order: dict[str, int]
+) -> bool:
     """Whether of the logits all that is asked for is the last position's."""
     stage = Stage(0, order[LOGITS])
     if stage not in stages or any(Stage(0, order[hook]) in stages for hook in UNEMBED - {LOGITS}):
         return False
-    nodes = stages[stage]
-    if any(isinstance(node, Put) or (isinstance(node, Call) and node.writes and node.storage.place) for node in nodes):
+    places = [i.places.get((LOGITS, 0)) for i in invokes]
+    if any(place in run.puts or place in run.edited for place in places if place is not None):
         return False
+    nodes = stages[stage]
     return all(_last_only(node, 1, run) for node in nodes if isinstance(node, Arrive))
 
 

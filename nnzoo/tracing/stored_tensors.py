@@ -10,8 +10,8 @@ from nnzoo.tracing.entries import Parameter
 from nnzoo.tracing.functions import GraphError
 from nnzoo.tracing.values import DTYPES
 
-_AS_THEY_ARE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8}
-_AS_THEY_ARE |= {torch.int16, torch.int32, torch.int64}  # others are kept as bytes
+AS_THEY_ARE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8}
+AS_THEY_ARE |= {torch.int16, torch.int32, torch.int64}  # others are kept as bytes
 _FEW_GAPS = 8  # a view's memory is at most so many times its elements, or it is kept without its gaps
 _MOST_DIMENSIONS = 64  # PyTorch's own limit
 
@@ -51,6 +51,11 @@ class TensorStore:
             self._keep(name, t)
         return self._known[id(t)][0]
 
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """The very tensors that were put away, by their names."""
+        return dict(self._known.values())
+
     def _keep(self, name: str, t: Tensor) -> None:
         plain = t.detach().resolve_conj().resolve_neg()
         self.about[name] = {
@@ -63,12 +68,12 @@ class TensorStore:
         kept = plain.contiguous().cpu()
         if kept.untyped_storage().data_ptr() == t.untyped_storage().data_ptr():
             kept = kept.clone()  # what is stored stays as it is
-        self.tensors[name] = kept if t.dtype in _AS_THEY_ARE else kept.reshape(-1).view(torch.uint8)
+        self.tensors[name] = kept if t.dtype in AS_THEY_ARE else kept.reshape(-1).view(torch.uint8)
 
     def _weight(self, t: Tensor) -> dict[str, Any] | None:
-        if not self._weights or t.layout != torch.strided or t.is_meta:
+        if not self._weights or t.layout != torch.strided:
             return None
-        for name, weight in self._weights.get(t.untyped_storage().data_ptr(), ()):
+        for name, weight in self._weights.get(_memory_of(t), ()):
             offset = int(t.storage_offset()) - int(weight.storage_offset())
             whole = tuple(t.shape) == tuple(weight.shape) and t.stride() == weight.stride() and offset == 0
             if t.dtype != weight.dtype or not (whole or _lies_within(t.shape, t.stride(), offset, weight)):
@@ -113,7 +118,7 @@ def _restored(name: str, about: Any, tensors: Mapping[str, Tensor], home: torch.
 
 def _as_described(name: str, kept: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     try:
-        value = kept if dtype in _AS_THEY_ARE else kept.clone().view(dtype).reshape(shape)
+        value = kept if dtype in AS_THEY_ARE else kept.clone().view(dtype).reshape(shape)
     except RuntimeError as error:
         raise GraphError(f"tensor {name!r:.40}: its bytes are no {dtype} {list(shape)}") from error
     if value.dtype != dtype or tuple(value.shape) != shape or not value.is_contiguous():
@@ -156,9 +161,14 @@ def _lies_within(shape: Any, stride: Any, offset: int, weight: Tensor) -> bool:
 def _by_memory(model: nn.Module) -> dict[int, list[tuple[str, Tensor]]]:
     found: dict[int, list[tuple[str, Tensor]]] = {}
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        if not weight.is_meta:
-            found.setdefault(weight.untyped_storage().data_ptr(), []).append((name, weight))
+        found.setdefault(_memory_of(weight), []).append((name, weight))
     return found
+
+
+def _memory_of(t: Tensor) -> int:
+    """What two tensors have in common that look at the same memory; on the meta device they have a storage at least."""
+    storage = t.untyped_storage()
+    return storage._cdata if t.is_meta else storage.data_ptr()
 
 
 def weight_of(model: nn.Module, parameter: Parameter) -> Tensor:

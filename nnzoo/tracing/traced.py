@@ -1,27 +1,32 @@
 """What makes a LanguageModel traced: `trace`, `generate`, and which body is running."""
 
+from collections.abc import Iterator
 from contextvars import ContextVar
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from nnzoo.envoys.answers import answer
 from nnzoo.envoys.whole import WholeModel
-from nnzoo.generation import Decoder, Options, adopt, fork, options_for, steps, stream
+from nnzoo.generation import Decoder, Options, adopt, fork, options_for, run, streamed
 from nnzoo.prompts import KEYWORDS, Prompt, Reader, read_prompt
 from nnzoo.tracing.edit_files import load_edits, save_edits
 from nnzoo.tracing.editing import EditTracer
 from nnzoo.tracing.edits import Edit
 from nnzoo.tracing.pending import Generated
-from nnzoo.tracing.recorder import TraceError
+from nnzoo.tracing.recorder import Recorder, TraceError
 from nnzoo.tracing.scanning import ScanTracer
 from nnzoo.tracing.session import Session
 from nnzoo.tracing.shapes import Shapes
 from nnzoo.tracing.tracer import Tracer
+
+if TYPE_CHECKING:
+    from nnzoo.remote.session import RemoteSession
 
 
 class TracedModel(WholeModel):
@@ -42,7 +47,8 @@ class TracedModel(WholeModel):
         validate: bool = True,
         scan: bool = True,
         trace: bool = True,
-        remote: bool = False,
+        remote: bool | str = False,
+        blocking: bool = True,
         **kwargs: Any,
     ) -> Any:
         """Look into a forward pass: `with model.trace("The Eiffel Tower is in") as tracer: ...`.
@@ -51,56 +57,96 @@ class TracedModel(WholeModel):
         With `grad=True` values leave the trace with their autograd graph. `max_batch` is how many rows run in one pass
         at most. Shapes are always checked, without running the model: `validate` and `scan` ask for what is so anyway.
         With `trace=False` there is no body: the model runs at once, and gives what `model(prompt)` gives.
+
+        With `remote=True` the server at CONFIG.API.HOST runs it (or the one whose address `remote` is), and what is
+        saved comes back; with `blocking=False` later, by `tracer.job`.
         """
-        _refuse_remote(remote)
         if not trace:
             if grad or max_batch is not None:
                 raise ValueError("grad= and max_batch= are of a body's passes, and with trace=False there is no body")
-            return self(*args, **kwargs)
+            return self._logits(self.prepare(*args, **kwargs), remote) if remote else self(*args, **kwargs)
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch is how many rows run in one pass, at least 1, not {max_batch}")
         prompt = self.prepare(*args, **kwargs) if args or kwargs else None
-        return Tracer(self, prompt, grad=grad, max_batch=max_batch)
+        return self._open(prompt, remote, blocking, grad=grad, max_batch=max_batch)
+
+    def _open(self, prompt: Prompt | None, remote: bool | str, blocking: bool = True, **how: Any) -> Tracer:
+        if self._remote_session is not None:
+            return self._remote_session.open(self, prompt, **how)
+        if not remote:
+            return Tracer(self, prompt, **how)
+        from nnzoo.remote.tracing import RemoteTracer, Target  # they stand on this package
+
+        return RemoteTracer(self, prompt, Target(remote, blocking), **how)
+
+    def _logits(self, prompt: Prompt, remote: bool | str) -> Tensor:
+        with self._open(prompt, remote) as tracer:
+            logits = tracer.result.save()
+        return answer(logits, prompt.labels)
 
     def generate(
-        self, *args: Any, tokenizer: Any = None, streamer: Any = None, remote: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        tokenizer: Any = None,
+        streamer: Any = None,
+        remote: bool | str = False,
+        blocking: bool = True,
+        **kwargs: Any,
     ) -> Any:
         """The prompt's ids followed by new ones, by the options of transformers' `generate` (see `Options`).
 
         Entered by a `with`, it is a trace of the generation; inside a trace, without a prompt, it generates from the
         prompt that the body speaks of. What is not asked is as the checkpoint's generation_config.json says. A
-        `streamer` (transformers' protocol) makes it run at once.
+        `streamer` (transformers' protocol) hears each token when it is chosen; given with a prompt it makes the
+        generation run at once, given without one it hears when the block of the trace has ended. `remote` and
+        `blocking` are as for `trace`; a server tells no streamer.
+
+        >>> from nnzoo import LanguageModel
+        >>> model = LanguageModel("nnzoo/tiny-gpt2")
+        >>> model.tokenizer.decode(model.generate("The capital of France is", max_new_tokens=2)[0])
+        'The capital of France is Paris.'
         """
-        _refuse_remote(remote)
         given = {name: kwargs.pop(name) for name in KEYWORDS if name in kwargs}
         if self._tracer.get() is not None:
-            if args or given or streamer is not None:
+            if args or given:
                 raise TraceError("generate() inside a trace takes options only: the prompt is the trace's")
-            return self._tracer.get().generate(kwargs)  # type: ignore[union-attr]  # it was there a line ago
+            return self._tracer.get().generate(kwargs, streamer)  # type: ignore[union-attr]  # it was there a line ago
         if not args and not given:
-            return Generated(_without_prompt, partial(Tracer, self, options=kwargs))
+            return Generated(
+                _without_prompt, partial(self._open, None, remote, blocking, options=kwargs, streamer=streamer)
+            )
         prompt = self.prepare(*args, **given)
         options = self.options(prompt.tokens, prompt.attention_mask, kwargs)  # what is wrong is said at this line
         if options.stop_strings and tokenizer is None:
             tokenizer = self.tokenizer
-        make = partial(self._generate, prompt, options, tokenizer, streamer, fork(self.device))
-        return make() if streamer is not None else Generated(make, partial(Tracer, self, prompt, options=options))
+        make = partial(self._generate, prompt, options, tokenizer, streamer, fork(self.device), remote)
+        if streamer is not None:
+            ids = make()
+            return Generated(lambda: ids, _has_run)
+        generated = Generated(make, partial(self._open, prompt, remote, blocking, options=options))
+        if self._remote_session is not None:
+            self._remote_session.generated.append(generated)
+        return generated
 
     def _generate(
-        self, prompt: Prompt, options: Options, tokenizer: Any, streamer: Any, numbers: torch.Generator
+        self,
+        prompt: Prompt,
+        options: Options,
+        tokenizer: Any,
+        streamer: Any,
+        numbers: torch.Generator,
+        remote: bool | str = False,
     ) -> Int[Tensor, "batch total"]:
-        """The ids, by the fast loop where no edit and no embedding has a say."""
-        if self.edits or prompt.embeds is not None:
-            with Tracer(self, prompt, options=options) as tracer:
+        """The ids, by the fast loop where no edit, no embedding and no server has a say."""
+        if self.edits or prompt.embeds is not None or remote or self._remote_session is not None:
+            how = {"options": options, "streamer": streamer, "generator": numbers}
+            with self._open(prompt, remote, **how) as tracer:
                 ids = tracer.result.save()
-            if streamer is not None:  # it hears of all tokens when they are there
-                (invoke,) = tracer.invokes
-                stream(ids[:, invoke.n_pos :].unbind(1), invoke.tokens, streamer)
             return ids
         drawn = None if options.seed is not None or not options.do_sample else numbers
         decoder = Decoder(options, prompt.tokens, prompt.attention_mask, tokenizer=tokenizer, generator=drawn)
-        with self.lock:
-            stream(steps(self._model, decoder), decoder.tokens, streamer)
+        with self.lock, streamed(decoder, streamer):
+            run(self._model, decoder)
         if drawn is not None:
             adopt(drawn)
         return decoder.ids
@@ -126,7 +172,7 @@ class TracedModel(WholeModel):
         """
         return ScanTracer(self, self.prepare(*args, **kwargs) if args or kwargs else None)
 
-    def session(self, *, remote: bool = False) -> Session:
+    def session(self, *, remote: bool | str = False, blocking: bool = True) -> Session:
         """Traces that belong together: `with model.session(): ...`. A later one uses values of those before it.
 
         >>> from nnzoo import LanguageModel
@@ -139,18 +185,40 @@ class TracedModel(WholeModel):
         ...         logits = model.output.save()
         >>> model.tokenizer.decode(logits[0, -1].argmax())
         ' Paris'
+
+        With `remote=True` it is one request: its traces, and what is done with their values between them, are recorded,
+        and run on the server when the session ends. What is saved comes back.
         """
-        _refuse_remote(remote)
-        return Session(self)
+        if not remote:
+            return Session(self)
+        from nnzoo.remote.session import RemoteSession  # it stands on this package
+        from nnzoo.remote.tracing import Target
+
+        return RemoteSession(self, Target(remote, blocking))
+
+    @property
+    def _remote_session(self) -> "RemoteSession | None":
+        session: Any = self._session.get()
+        return session if session is not None and session.is_remote else None
+
+    @property
+    def elsewhere(self) -> Recorder | None:
+        """What records for a server, in a remote trace or session of a model whose weights are not here; or None."""
+        if self._native is not None:
+            return None
+        tracer = self._tracer.get()
+        if tracer is not None:
+            return tracer.recorder if tracer.is_remote else None
+        return None if self._remote_session is None else self._remote_session.program.recorder
 
     def edit(self, *, inplace: bool = False) -> EditTracer:
         """Changes that hold in every later trace, generation and call of a model: `with model.edit() as edited: ...`.
 
         The edited model is a copy that shares the weights, and this one stays as it is; with `inplace=True` it is
-        changed itself, and the `with` binds the tracer. Edits add up, in order. The body is recorded once, for a prompt
-        of 7 tokens, and done again for each prompt: sizes that it reads follow the prompt, but Python's loops over
-        them, `if`s and random tensors are decided once. It can look at no number. What stands in
-        `for _ in edited.tracer.iter[:]` holds at every step of a generation, all else in the first pass.
+        changed itself, and the `with` binds the tracer. `as (tracer, edited)` binds both. Edits add up, in order. The
+        body is recorded once, for a prompt of 7 tokens, and done again for each prompt: sizes that it reads follow the
+        prompt, but Python's loops over them, `if`s and random tensors are decided once. It can look at no number. What
+        stands in `for _ in edited.tracer.iter[:]` holds at every step of a generation, all else in the first pass.
 
         >>> from nnzoo import LanguageModel
         >>> model = LanguageModel("nnzoo/tiny-gpt2")
@@ -160,6 +228,12 @@ class TracedModel(WholeModel):
         True
         """
         return EditTracer(self if inplace else copy(self), inplace=inplace)
+
+    def __iter__(self) -> Iterator[Any]:
+        tracer = self._tracer.get()
+        if isinstance(tracer, EditTracer):  # nnsight's form: with model.edit() as (tracer, edited): ...
+            return iter((tracer, self))
+        return super().__iter__()
 
     def clear_edits(self) -> None:
         """Take all edits of this model away. Raises TraceError inside a trace."""
@@ -240,9 +314,11 @@ class TracedModel(WholeModel):
         )
 
 
-def _refuse_remote(remote: bool) -> None:
-    if remote:
-        raise ValueError("remote=True needs a server to send the trace to, and this version has none")
+def _has_run() -> Tracer:
+    raise TraceError(
+        "with a prompt and a streamer generate() has run at once. A trace of it takes the prompt by an invoke: "
+        "with model.generate(max_new_tokens=..., streamer=streamer) as tracer, tracer.invoke(prompt): ..."
+    )
 
 
 def _without_prompt() -> Tensor:

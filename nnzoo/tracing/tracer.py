@@ -2,23 +2,24 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from nnzoo.generation import Decoder, Options, adopt, fork
+from nnzoo.generation import Options
 from nnzoo.prompts import Prompt
 from nnzoo.tracing.arguments import user_line
 from nnzoo.tracing.caching import Cache, CacheView, Modules
+from nnzoo.tracing.decoding import Decoding
 from nnzoo.tracing.edits import Playback
 from nnzoo.tracing.execution import Execution
 from nnzoo.tracing.filling import fill_in, held
 from nnzoo.tracing.gradients import Gradients
 from nnzoo.tracing.graph import END, LOGITS, Chosen, Invoke, Node, Result, Stage
 from nnzoo.tracing.graph_object import Graph
-from nnzoo.tracing.invoking import InvokeBody
+from nnzoo.tracing.invoking import InvokeBody, Stop
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.places import Places, View
 from nnzoo.tracing.recorder import Recorder, TraceError
@@ -47,6 +48,7 @@ class Tracer:
     ended = "a step of a generation that was not made"  # what values belong to that are not there afterwards
     outer: "Tracer | None" = None  # the trace in whose body this one stands
     began = left = False
+    is_remote = False  # whether a server runs it
 
     def __init__(
         self,
@@ -56,6 +58,8 @@ class Tracer:
         options: Options | dict[str, Any] | None = None,
         grad: bool = False,
         max_batch: int | None = None,
+        streamer: Any = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         self.model = model
         self.step = 0  # which step of a generation the body speaks of
@@ -66,10 +70,10 @@ class Tracer:
         self.recorder = Recorder(model.device, model.order, self._execution.look)
         self.recorder.needs_grad = grad
         self.gradients = Gradients(self.recorder)
-        self._places = Places(self.recorder, self._shapes, model.skeleton.hook_points)
+        self._places = Places(self.recorder, self._shapes, model._skeleton.hook_points)
         self._scope: list[Invoke] = []  # whose rows the body speaks of
         self._prompt = prompt
-        self._drawing: Invoke | None = None  # the first prompt whose tokens are drawn from torch's generator
+        self._decoding = Decoding(model, streamer, generator)
         self.ahead: dict[str, int] = {}  # by how many steps `.next()` has moved a module on
         self._at_the_end: list[Callable[[], None]] = []
         self._edits: dict[Invoke, list[Playback]] = {}
@@ -88,16 +92,32 @@ class Tracer:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    ) -> bool:
         try:
-            if kind is None:
+            if kind in (None, Stop):
                 self._finish()
                 self.recorder.ended = self.ended
         finally:
             self.model.leave(self)
             self.recorder.close()
+        return kind is Stop
 
     def _finish(self) -> None:
+        self._complete()
+        lazies = held(self.recorder)
+        nodes = [lazy._node for lazy in lazies]
+        if self._decoding.heard is not None:
+            nodes.append(self._ids_of(self._decoding.heard)._node)  # all steps are made for who hears of them
+        self.recorder.roots = nodes
+        if nodes or self.recorder.effects:
+            with_graph = self._grad or not self.gradients.any
+            with self._decoding.final(self._execution.decoders):
+                values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
+            fill_in(lazies, values, with_graph=with_graph)
+        self._drop_steps_not_made()
+
+    def _complete(self) -> None:
+        """The body is over: what it left to its end is recorded. Raises TraceError where something is missing."""
         if not self.invokes:
             raise TraceError("the trace has no prompt: model.trace(prompt), or `with tracer.invoke(prompt):` inside it")
         self.gradients.check_complete()
@@ -110,14 +130,8 @@ class Tracer:
             )
         for last in self._at_the_end:
             last()
-        lazies = held(self.recorder)
-        nodes = self.recorder.roots = [lazy._node for lazy in lazies]
-        if nodes or self.recorder.effects:
-            with_graph = self._grad or not self.gradients.any
-            values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
-            fill_in(lazies, values, with_graph=with_graph)
-            if self._drawing in self._execution.decoders:
-                adopt(self._execution.decoders[self._drawing].generator)  # torch's goes on from where this one stands
+
+    def _drop_steps_not_made(self) -> None:
         for steps in self.recorder.lists:  # the text may have ended before the last of them
             steps[:] = [value for value in steps if not isinstance(value, LazyTensor)]
 
@@ -132,45 +146,23 @@ class Tracer:
 
     def add(self, prompt: Prompt) -> Invoke:
         """Add a prompt's rows to the trace."""
-        invoke = Invoke(len(self.invokes), prompt.tokens, prompt.attention_mask, prompt.labels)
+        invoke = Invoke(self._next_index(), prompt.tokens, prompt.attention_mask, prompt.labels)
         if self._options is not None:
             invoke.last_only = True
-            self._decode(invoke, self._options)
+            self._decoding.decode(invoke, self._options)
         self.invokes.append(invoke)
         if prompt.embeds is not None:
             self._places.put([invoke], "hook_embed", 0, prompt.embeds)
         self._edits[invoke] = [Playback(edit, self, invoke) for edit in self.model.edits]
         return invoke
 
-    def _decode(self, invoke: Invoke, options: Options | dict[str, Any]) -> None:
-        settled = options
-        if not isinstance(settled, Options):
-            settled = self.model.options(invoke.tokens, invoke.attention_mask, settled)
-        seeded = settled.seed is not None or not settled.do_sample
-        invoke.decoder = Decoder(
-            settled,
-            invoke.tokens,
-            invoke.attention_mask,
-            tokenizer=self.model.tokenizer if settled.stop_strings else None,
-            generator=None if seeded else self._numbers(invoke),
-        )
-        invoke.tokens, invoke.attention_mask = invoke.decoder.tokens, invoke.decoder.attention_mask
+    def _next_index(self) -> int:
+        return len(self.invokes)
 
-    def _numbers(self, invoke: Invoke) -> torch.Generator:
-        """What a prompt's tokens are drawn from: what torch would draw next, and for further prompts other numbers."""
-        generator = fork(self.model.device)
-        if self._drawing is None:
-            self._drawing = invoke
-        else:
-            generator.manual_seed(
-                int(torch.randint(2**62, (), generator=generator, device=generator.device)) + invoke.index
-            )
-        return generator
-
-    def generate(self, options: dict[str, Any]) -> LazyTensor:
+    def generate(self, options: dict[str, Any], streamer: Any = None) -> LazyTensor:
         """Let the prompts that the body speaks of be generated from; what was edited so far holds in the first pass.
 
-        The ids that come, [batch total].
+        The ids that come, [batch total]. A `streamer` hears of them when the block has ended and the model runs.
         """
         for invoke in self.scope:
             if invoke.decoder is not None:
@@ -179,7 +171,7 @@ class Tracer:
                 raise TraceError(
                     "num_return_sequences inside a trace: model.generate(prompt, ...) as the `with` itself"
                 )
-            self._decode(invoke, options)
+            self._decoding.decode(invoke, options, streamer)
             for edit in self._edits[invoke]:
                 edit.go_on()
         return self.ids
@@ -243,6 +235,9 @@ class Tracer:
         (invoke,) = self.scope
         if invoke.decoder is None:
             raise TraceError("nothing is generated here: model.generate(max_new_tokens=...)")
+        return self._ids_of(invoke)
+
+    def _ids_of(self, invoke: Invoke) -> LazyTensor:
         meta = None
         if not invoke.decoder.may_end_early:
             total = invoke.n_pos + invoke.decoder.options.max_new_tokens
@@ -289,6 +284,10 @@ class Tracer:
         if self.model._tracer.get() is not self:
             raise TraceError("this trace's body is not running: with model.trace() as tracer: ...")
 
+    def _check_no_tape(self, what: str) -> None:
+        if self.recorder.tape is not None:
+            raise TraceError(f"{what} is not possible inside {self.recorder.tape.why}")
+
     @property
     def graph(self) -> Graph:
         """What the body has recorded: it prints, it draws, and asked for inside the body it can be stored.
@@ -332,8 +331,7 @@ class Tracer:
         >>> cache["model.transformer.h.1.mlp"].output.shape == cache.model.transformer.h[1].output[0].shape
         True
         """
-        if self.recorder.tape is not None:
-            raise TraceError(f"a cache is not possible inside {self.recorder.tape.why}")
+        self._check_no_tape("a cache")
         cache = Cache(
             self,
             modules,
@@ -347,14 +345,29 @@ class Tracer:
         self._at_the_end.append(lambda: cache.fill(self, scope or self.invokes))
         return CacheView(cache)
 
-    # --- what changes nothing ------------------------------------------------------------------------------------
+    # --- the order of things -------------------------------------------------------------------------------------
 
     def barrier(self, n_participants: int = 0) -> Callable[[], None]:
         """Accepted, and without effect: the order of a body's statements does not bind the pass."""
         return lambda: None
 
-    def stop(self) -> None:
-        """Accepted, and without effect: a trace never runs beyond what is asked of it."""
+    def stop(self) -> NoReturn:
+        """End the body here: what stands below does not run, and no layer runs that nothing above needs.
+
+        Inside an invoke, that invoke's body ends; the trace goes on with what stands after it.
+
+        >>> from nnzoo import LanguageModel
+        >>> model = LanguageModel("nnzoo/tiny-gpt2")
+        >>> with model.trace("The capital of France is") as tracer:
+        ...     hidden = model.transformer.h[1].output[0]
+        ...     tracer.stop()
+        ...     hidden[:] = 0
+        >>> bool(hidden.any())
+        True
+        """
+        self.check_running()
+        self._check_no_tape("tracer.stop()")
+        raise Stop
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the tracer has no {name!r}")

@@ -2,12 +2,13 @@
 
 Stations stand at the hook points that the nodes need. When the pass arrives at one, each prompt's own part of the value
 is handed to the graph, every node of that stage runs in program order, and the model goes on with what stands there
-then. After the last stage the pass stops: what lies above is never computed. It can go on later from the block it
-stopped in.
+then. At the last stage the pass stops: what lies above is never computed. It can go on later: the block that it
+stopped in runs again up to that place, with what the places below it went on with.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
 
@@ -17,14 +18,55 @@ from torch import Tensor
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import HookPoint, Listener
 from nnzoo.tracing.batch import Batch
-from nnzoo.tracing.graph import AFTER, BEGIN, END, Call, Chosen, Invoke, Node, Place, Put, Result, Stage
+from nnzoo.tracing.graph import (
+    AFTER,
+    BEGIN,
+    END,
+    LOGITS,
+    Chosen,
+    Invoke,
+    Node,
+    Place,
+    Put,
+    Result,
+    Stage,
+)
+from nnzoo.tracing.plan import Pass
 from nnzoo.tracing.run import Run
+from nnzoo.tracing.schedule import START
 from nnzoo.tracing.shapes import UNEMBED, Shapes
 from nnzoo.tracing.shortcuts import reads_only_last, unneeded_blocks
 
 
 class Halt(Exception):
     """The pass has given all that was asked."""
+
+
+@dataclass(eq=False)
+class Arrival:
+    """A place that a pass has come to, and what is to stand there when it goes on."""
+
+    hook: str
+    value: Tensor
+    places: list[Place]  # of each prompt that looks at it
+    pieces: dict[Place, Tensor]  # as edited in place
+    views: list[Node]
+    puts: dict[Place, tuple[Put, Tensor]] = field(default_factory=dict)
+
+    def changed(self, run: Run) -> dict[Place, Tensor]:
+        """The prompts' values that are not what the model gave."""
+        changed = dict(self.pieces)
+        for node in self.views:  # the model goes on with what gradients are asked of
+            if node.storage.place in self.places:
+                changed[node.storage.place] = node.view.undone(run.values[node])
+        return changed | {place: value for place, (_, value) in self.puts.items()}
+
+    def take_puts(self, run: Run) -> None:
+        """Keep what has been put here, however long the pass waits."""
+        for place in self.places:
+            put = run.puts.get(place)
+            if put in run.done and (place not in self.puts or self.puts[place][0] is not put):
+                self.puts[place] = (put, run.take(put))
 
 
 class Walk:
@@ -37,40 +79,61 @@ class Walk:
         self._tokens, self._mask = self.batch.tokens, self.batch.attention_mask
         self._layer: int | None = None  # the block to come; None: the step has not begun
         self._x: Any = None  # what goes into it
-        self._left: Any = None  # what left it, where the pass stopped as it did
+        self._stopped: Arrival | None = None  # where it waits
+        self._kept: dict[str, Tensor] = {}  # what it went on with at the places of the block before that
+        self._only_last = False  # position, of the logits
         self._span: Any = None
         self.decoders = {i: i.decoder.copy() for i in invokes if i.decoder is not None}
         self._cache = model.new_cache() if self.decoders else None
         self._hooks_at: dict[int, list[str]] = {}  # of each step, where somebody listens
-        self._hooks = list(order)
+        self._hooks, self._blocks = list(order), list(model.blocks)
         self._busy = False
 
     @property
-    def boundaries(self) -> list[tuple[Stage, int | None]]:
-        """Stages from which on a pass that stopped can go on, the latest first, each with the block to come."""
-        if self._layer is None:
-            return [(Stage(self.step, BEGIN), None)]
-        layers = [self._layer] if self._left is None else [self._layer + 1, self._layer]
-        return [(Stage(self.step, self._start_of(layer)), layer) for layer in layers]
+    def boundaries(self) -> list[Stage]:
+        """What it can go on after, the latest first: all that it has come to, or what lies below the block it is in."""
+        start = Stage(self.step, BEGIN if self._layer is None else self._start_of(self._layer) - 1)
+        return [start] if self._stopped is None or self._only_last else [self._here(self._stopped.hook), start]
+
+    def stands_at(self, stage: Stage) -> bool:
+        """Whether it has come to a stage and not left it."""
+        return self._stopped is not None and stage == self._here(self._stopped.hook)
+
+    def _here(self, hook: str) -> Stage:
+        return Stage(self.step, self.order[hook])
 
     def _start_of(self, layer: int) -> int:
-        done = layer == len(self.model.blocks)
+        done = layer == len(self._blocks)
         return self.order["ln_final.hook_in" if done else f"blocks.{layer}.hook_resid_pre"]
 
-    def go_on_from(self, layer: int | None) -> None:
-        """Go on with a block that is one of `boundaries`."""
-        if layer != self._layer:
-            self._layer, self._x = layer, self._left
-        self._left = None
+    def go_back_to(self, boundary: Stage) -> None:
+        """Go on after one of `boundaries`."""
+        if not self.stands_at(boundary):
+            self._leave()
 
-    def go(self, run: Run, stages: dict[Stage, list[Node]]) -> None:
+    def wait(self, run: Run) -> None:
+        """Keep what will be wanted when it goes on."""
+        if self._stopped is not None:
+            self._stopped.take_puts(run)
+
+    def _leave(self) -> None:
+        self._stopped, self._kept = None, {}
+
+    def go(self, run: Run, one: Pass) -> None:
         """Run the nodes of all stages, and no more of the model than they need."""
-        self._run, self._stages = run, stages
+        self._run, self._stages = run, one.stages
+        stages = one.stages
         self._hooks_at = {}
         for stage in stages:
             if 0 <= stage.order < len(self._hooks) and stage < END:
                 self._hooks_at.setdefault(stage.step, []).append(self._hooks[stage.order])
-        self._last = max((stage for stage in stages if stage != AFTER), default=Stage(-1, 0))
+        self._last = max((stage for stage in stages if stage != AFTER), default=START)
+        if self._stopped is not None:
+            self._stopped.take_puts(run)
+            ends = self._layer is not None and self._stopped.hook == f"blocks.{self._layer}.hook_resid_post"
+            if self._layer is not None and ends and self._last > START:
+                self._x, self._layer = self._go_on(self._stopped), self._layer + 1
+                self._leave()
         if self._cache is not None and self._layer is not None:
             self._cache.rewind(self._layer, self.batch.n_pos + self.step - 1 if self.step else 0)
         with suppress(Halt):
@@ -92,26 +155,38 @@ class Walk:
             self._run.run_all(self._stages[END])
 
     def _through_blocks(self) -> Tensor:
-        model = self.model
         if self._layer is None:
-            self._x, self._span = model.begin(self._tokens, self._mask, self._cache)
+            self._x, self._span = self.model.begin(self._tokens, self._mask, self._cache)
             self._layer = 0
+            self._leave()
         unneeded = unneeded_blocks(self, self._stages) if self._cache is None else ()
-        while self._layer < len(model.blocks):
+        for block in self._blocks[self._layer :]:
             if self._layer not in unneeded:
-                self._x = model.blocks[self._layer](self._x, self._span)
-            elif Stage(self.step, self.order[post := f"blocks.{self._layer}.hook_resid_post"]) in self._stages:
-                self._x = self.arrive(post, self._x)
+                self._x = block(self._x, self._span)
+            else:
+                self._x = self._past(self._layer, self._x)
             self._layer += 1
+            if self._stopped is not None or self._kept:
+                self._leave()
+        if self._stopped is not None and self._stopped.hook == LOGITS:
+            return self._go_on(self._stopped)
         return self._finish(self._x)
+
+    def _past(self, layer: int, x: Tensor) -> Tensor:
+        """What leaves a block that need not run."""
+        for hook in (f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_resid_post"):
+            if Stage(self.step, self.order[hook]) in self._stages:
+                x = self.arrive(hook, x)
+        return x
 
     def _finish(self, x: Tensor) -> Tensor:
         """The logits; of the last position only, where nobody looks at the others."""
-        model, listened = self.model, self._hooks_at.get(self.step, ())
+        model, listened = self.model, self._listened()
         if self._cache is None:
-            only_last = reads_only_last(self._run, self._stages, self.order)
+            only_last = reads_only_last(self._run, self._stages, self.batch.invokes, self.order)
         else:
             only_last = all(i.last_only for i in self.batch.invokes) or not UNEMBED.intersection(listened)
+        self._only_last = only_last
         if only_last and not any(hook.startswith("ln_final") for hook in listened):
             x = x[:, -1:]
         x = model.ln_final(x)
@@ -135,6 +210,8 @@ class Walk:
                 self._run.made.setdefault(invoke, self.step + 1)
         self._tokens, self._mask = torch.cat(chosen)[:, None], None
         self._layer = self._x = self._span = None
+        self._only_last = False
+        self._leave()
         here, self.step = Stage(self.step, self._choice), self.step + 1
         self._run.run_all(self._stages.get(here, []))
 
@@ -147,12 +224,16 @@ class Walk:
             if isinstance(node, kind) and node.invoke is invoke:  # type: ignore[attr-defined]  # a kind of Given
                 self._run.give(node, value)
 
+    def _listened(self) -> list[str]:
+        """Hook points where this step stops by, or has stopped by."""
+        again = [*self._kept, self._stopped.hook] if self._stopped is not None else []
+        return self._hooks_at.get(self.step, []) + again
+
     # --- hook points ---------------------------------------------------------------------------------------------
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        here = self._hooks_at.get(self.step, ())
-        handles = [self.model.hook_points[hook].attach(Station(self.arrive)) for hook in here]
+        handles = [self.model.hook_points[hook].attach(Station(self.arrive)) for hook in self._listened()]
         try:
             yield
         finally:
@@ -163,36 +244,49 @@ class Walk:
         """The pass is at a hook point with a value; what it goes on with."""
         if self._busy:
             return value  # a module called inside the body passes its hook points too
-        stage = Stage(self.step, self.order[hook])
+        if self._stopped is not None and hook == self._stopped.hook:
+            return self._go_on(self._stopped)
+        if hook in self._kept:
+            return self._kept[hook]
+        stage = self._here(hook)
         nodes = self._stages[stage]
-        views = [node for node in nodes if node.view is not None and node in self._run.differentiated]
-        changed = self._hand_out(hook, value, nodes, views)
+        here = self._arrival(hook, value, nodes)
         self._busy = True
         try:
             self._run.run_all(nodes)
         finally:
             self._busy = False
-        for node in views:  # the model goes on with what gradients are asked of
-            if node.storage.place is not None:
-                changed[node.storage.place] = node.view.undone(self._run.values[node])
-        changed |= {
-            node.place: self._run.take(node) for node in nodes if isinstance(node, Put) and node in self._run.done
-        }
-        out = self._put_back(value, changed)
+        here.take_puts(self._run)
         if stage == self._last:
-            self._left = out if hook == f"blocks.{self._layer}.hook_resid_post" else None
+            self._stopped = here
             raise Halt
+        return self._go_on(here)
+
+    def _go_on(self, here: Arrival) -> Tensor:
+        """The pass leaves a place."""
+        if here is self._stopped:
+            self._stopped = None
+        out = self._put_back(here.value, here.changed(self._run))
+        if self._last.step == self.step and self._last.order < self._next_start():
+            self._kept[here.hook] = out  # it will stop in this block
         return out
 
-    def _hand_out(self, hook: str, value: Tensor, nodes: list[Node], views: list[Node]) -> dict[Place, Tensor]:
-        """Give each prompt its own part; those that the model must take back."""
+    def _next_start(self) -> int:
+        if self._layer is None:
+            return self._start_of(0)
+        return len(self.order) if self._layer == len(self._blocks) else self._start_of(self._layer + 1)
+
+    def _arrival(self, hook: str, value: Tensor, nodes: list[Node]) -> Arrival:
+        """Give each prompt its own part of a value."""
+        views = [node for node in nodes if node.view is not None and node in self._run.differentiated]
         viewed = {node.storage.place for node in views}
-        edited = {node.storage.place for node in nodes if isinstance(node, Call) and node.writes}
-        changed: dict[Place, Tensor] = {}
+        edited = self._run.edited
+        places, pieces = [], dict[Place, Tensor]()
         for rows, invoke in self.batch.rows:
             place = invoke.places.get((hook, self.step))
             if place is None or not self._run.is_reached(place.arrived):
                 continue
+            places.append(place)
             piece = self.batch.own(value, self.shapes.axes(hook), rows, place.arrived.meta.shape)
             if place not in edited:
                 piece = piece.contiguous()  # as it is when the prompt runs alone
@@ -202,9 +296,9 @@ class Walk:
             if place in edited:
                 piece = piece.clone(memory_format=torch.contiguous_format)  # nobody else's memory is edited
             if place in edited or followed:
-                changed[place] = piece
+                pieces[place] = piece
             self._run.give(place.arrived, piece)
-        return changed
+        return Arrival(hook, value, places, pieces, views)
 
     def _put_back(self, value: Tensor, changed: dict[Place, Tensor]) -> Tensor:
         if not changed:

@@ -42,9 +42,7 @@ class Writer:
         self.passes = PassOrder()
         self.nodes: list[Node] = []
         self.puts: list[Node] = []  # nodes that change what the model goes on with
-        self.effects: list[
-            Node
-        ] = []  # nodes that run whatever is asked: backward passes, and what changes real tensors
+        self.effects: list[Node] = []  # what runs whatever is asked: backward passes, and what changes real tensors
         self.given: list[Call] = []  # nodes that hold tensors
         self.keeps_tensors = False  # somebody asked for the graph, and may store it
         self.needs_grad = False
@@ -100,7 +98,8 @@ class Writer:
     def _edit(self, node: Call) -> None:
         storage = node.storage
         if storage.place is not None:
-            self.settle(node, storage.place)
+            if storage.place.current.storage is storage:
+                self.settle(node, storage.place)
             self.puts.append(node)
         storage.writes.append(node)
         if storage.written is not None:
@@ -135,14 +134,11 @@ class Writer:
         """A node changes a place: from then on it needs that its invoke's pass is there, and whatever it took comes
         before. Raises TraceError where that is impossible.
         """
-        for invoke, stage in node.needs.items():
-            late = stage > place.stage
-            possible = not late if invoke is place.invoke else self.passes.require(invoke, place.invoke, apart=late)
-            if not possible:
-                raise TraceError(self._too_late(place, invoke, stage))
-        node.needs = {place.invoke: place.stage}
+        if obstacle := self.passes.change(place, node.needs):
+            raise TraceError(self._too_late(place, *obstacle))
+        node.needs = {**node.needs, place.invoke: place.stage}
 
-    def _too_late(self, place: Place, source: Invoke, stage: Stage) -> str:
+    def _too_late(self, place: Place, source: Invoke, stage: Stage, obstacle: Stage) -> str:
         value = self.name_of_stage(stage)
         if source is place.invoke:
             return (
@@ -150,8 +146,9 @@ class Writer:
                 "trace of its own first, or clone what you want to change: value.clone()"
             )
         return (
-            f"{place.hook} of {place.invoke} cannot be set from {value} of {source}, whose pass needs a value of "
-            f"{place.invoke} first. Take one of the two from a trace of its own"
+            f"{place.hook} of {place.invoke} cannot be set from {value} of {source}, which needs "
+            f"{self.name_of_stage(obstacle)} of {place.invoke} first, and that comes later. Take one of the two from a "
+            "trace of its own"
         )
 
     def name_of_stage(self, stage: Stage) -> str:

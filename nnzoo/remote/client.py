@@ -1,0 +1,197 @@
+"""HTTP to a server of nnzoo: requests that may be repeated, none of which makes a job run twice."""
+
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from nnzoo.config import CONFIG
+from nnzoo.remote.errors import (
+    JobGone,
+    LimitExceeded,
+    NoServer,
+    RemoteError,
+    Unauthorized,
+    UnknownModel,
+    refusal,
+)
+from nnzoo.remote.protocol import MEDIA_TYPE
+
+if TYPE_CHECKING:
+    import httpx2
+
+ATTEMPTS = 7
+LONGEST_PAUSE = 15.0  # seconds between two attempts, unless the server asks for more
+WAIT = 20.0  # seconds that the server may let a request for a result wait
+_AGAIN = {429, 502, 503, 504}
+_EXCEPTIONS = {401: Unauthorized, 403: Unauthorized, 410: JobGone, 413: LimitExceeded}
+
+
+def connect(host: str | None = None) -> "Client":
+    """The client of a host, CONFIG.API.HOST's by default, whose connections stay open from one trace to the next.
+
+    Raises NoServer where no host is known.
+    """
+    address = host or CONFIG.API.HOST
+    if not address:
+        raise NoServer(
+            "remote=True needs a server, and none is known. Start one with `nnzoo serve MODEL`, and say where it is: "
+            'CONFIG.API.HOST = "http://127.0.0.1:8000", or NDIF_HOST in the environment'
+        )
+    connections = CONFIG.API.connections
+    key = (address, CONFIG.API.APIKEY, os.getpid())  # a connection does not survive a fork
+    if key not in connections:
+        connections[key] = Client(address, CONFIG.API.APIKEY)
+    return connections[key]
+
+
+class Client:
+    """Talks to one server. `transport` is httpx2's, where it is not the network.
+
+    Connection errors, and answers that say "later", are tried again, with growing pauses of random length. A job is
+    submitted under a key of its own, by which the server knows it again.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        key: str | None = None,
+        *,
+        transport: "httpx2.BaseTransport | None" = None,
+        timeout: int | float = 60,
+    ) -> None:
+        import httpx2
+
+        if not host.startswith(("http://", "https://")):
+            raise ValueError(f"a server's address begins with http:// or https://, and {host!r:.80} does not")
+        self.host = host.rstrip("/")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx2.Timeout(timeout, connect=10)
+        self._http = httpx2.Client(base_url=self.host, headers=headers, timeout=limits, transport=transport)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+    # --- what there is -------------------------------------------------------------------------------------------
+
+    def models(self) -> list[dict[str, Any]]:
+        """What the server serves."""
+        return self._call("GET", "/models").json()
+
+    def version(self) -> dict[str, Any]:
+        """The versions of the server and of its protocol."""
+        return self._call("GET", "/version").json()
+
+    # --- jobs ----------------------------------------------------------------------------------------------------
+
+    def submit(self, request: bytes) -> dict[str, Any]:
+        """A new job, as the server describes it; however often the request must be sent, it is one job."""
+        headers = {"Idempotency-Key": str(uuid4()), "Content-Type": MEDIA_TYPE}
+        return self._call("POST", "/jobs", content=request, headers=headers).json()
+
+    def status(self, job: str) -> dict[str, Any]:
+        """How a job stands."""
+        return self._call("GET", f"/jobs/{job}").json()
+
+    def result(self, job: str, wait: int | float = WAIT) -> bytes | None:
+        """The message of a job that has ended; None where it did not within the wait, in seconds."""
+        answer = self._call("GET", f"/jobs/{job}/result", params={"wait": f"{wait:g}"})
+        return None if answer.status_code == 202 else answer.content
+
+    def cancel(self, job: str) -> None:
+        """Take a job out of the queue, stop it, or forget it when it has ended."""
+        self._call("DELETE", f"/jobs/{job}")
+
+    def events(self, job: str, after: str | None = None) -> "Iterator[httpx2.ServerSentEvent]":
+        """What happens to a job, as it happens, from after an event on; a connection that breaks is made again."""
+        import httpx2
+
+        failures = 0
+        while True:
+            headers = {} if after is None else {"Last-Event-ID": after}
+            try:
+                with self._http.stream("GET", f"/jobs/{job}/events", headers=headers) as answer:
+                    if answer.status_code not in _AGAIN:
+                        _check(answer)
+                        if answer.status_code == 204:  # there was nothing after that event
+                            return
+                        for event in httpx2.EventSource(answer):
+                            failures, after = 0, event.id or after
+                            yield event
+                            if event.event == "end":
+                                return
+                pause = _asked_pause(answer.headers)
+            except httpx2.TransportError as error:
+                pause, failed = None, error
+                if failures + 1 >= ATTEMPTS:
+                    raise self._no_answer(failed) from error
+            failures += 1
+            if failures >= ATTEMPTS:
+                raise RemoteError(f"{self.host} ends the events of job {job} before the job has ended")
+            _sleep(failures, pause)
+
+    # --- one request ---------------------------------------------------------------------------------------------
+
+    def _call(self, method: str, path: str, **how: Any) -> "httpx2.Response":
+        import httpx2
+
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                answer = self._http.request(method, path, **how)
+            except (httpx2.TransportError, httpx2.ProtocolError) as error:
+                if attempt == ATTEMPTS or isinstance(error, httpx2.UnsupportedProtocol):
+                    raise self._no_answer(error) from error
+                _sleep(attempt, None)
+                continue
+            if answer.status_code not in _AGAIN or attempt == ATTEMPTS:
+                _check(answer)
+                return answer
+            _sleep(attempt, _asked_pause(answer.headers))
+        raise AssertionError("the last attempt gives an answer or an error")
+
+    def _no_answer(self, error: Exception) -> NoServer:
+        why = str(error) or type(error).__name__
+        return NoServer(
+            f"{self.host} does not answer ({why}); does a server run there (`nnzoo serve MODEL`), and is "
+            "CONFIG.API.HOST its address?"
+        )
+
+
+def _sleep(attempt: int, asked: float | None) -> None:
+    longest = min(LONGEST_PAUSE, 0.1 * 2**attempt)
+    time.sleep((asked or 0.0) + random.uniform(0, longest))  # spread out: others were sent away at the same moment
+
+
+def _asked_pause(headers: Mapping[str, str]) -> float | None:
+    """The seconds of a Retry-After header; its other form, a date, is not ours."""
+    try:
+        return min(max(float(headers.get("Retry-After", "")), 0.0), 600.0)
+    except ValueError:
+        return None
+
+
+def _check(answer: "httpx2.Response") -> None:
+    """Raise what an answer says that is none."""
+    if answer.is_success:
+        return
+    answer.read()
+    code, message = _said(answer)
+    status = answer.status_code
+    if status in (401, 403):
+        message += '; a key is set by CONFIG.set_default_api_key("...") or by NDIF_API_KEY in the environment'
+    if status == 404:
+        raise UnknownModel(message, code) if answer.request.method == "POST" else JobGone(message, code)
+    if status in _EXCEPTIONS:
+        raise _EXCEPTIONS[status](message, code)
+    raise refusal(code, message)
+
+
+def _said(answer: "httpx2.Response") -> tuple[str, str]:
+    try:
+        error = answer.json()["error"]
+        return str(error["code"]), str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        return "", f"{answer.request.url.host} answers {answer.status_code} {answer.reason_phrase}: {answer.text:.200}"

@@ -1,0 +1,103 @@
+"""A server from its start to its end: the socket, the queue, the workers and the HTTP server around them."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from nnzoo.remote.server.app import Service
+from nnzoo.remote.server.dispatcher import Dispatcher
+from nnzoo.remote.server.keys import AnyKey, KeyFile
+from nnzoo.remote.server.local import LocalWorkers
+from nnzoo.remote.server.metrics import Metrics
+from nnzoo.remote.server.models import Served, look_up
+from nnzoo.remote.server.patience import patient
+from nnzoo.remote.server.settings import Settings
+from nnzoo.remote.server.store import Store
+
+log = logging.getLogger(__name__)
+MOST_CONNECTIONS = 800  # each has a file descriptor, of which a process often has 1024
+KEEP_ALIVE = 60  # seconds, for a connection on which nothing is asked
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises ValueError or OSError for settings under which it cannot."""
+    keys = KeyFile(settings.keys) if settings.keys else AnyKey()
+    served = {name: look_up(name) for name in settings.models}
+    os.umask(0o077)  # jobs are nobody else's to read
+    store = Store(settings.data)
+    listening = listen(settings.host, settings.port)
+    asyncio.run(_serve(settings, keys, served, store, listening))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits at an address. Raises OSError where it cannot."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # TCP by name: asyncio sends small answers at once (TCP_NODELAY) only where the socket says that it is one
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+    return listening
+
+
+async def _serve(
+    settings: Settings, keys: AnyKey | KeyFile, served: dict[str, Served], store: Store, listening: socket.socket
+) -> None:
+    workers = LocalWorkers(settings.models, settings.workers, limits=settings.limits, memory=settings.worker_memory)
+    dispatcher = Dispatcher(settings, store, workers, Metrics())
+    app = Service(dispatcher, keys, served, any_host=settings.keys is not None).app()
+    config = uvicorn.Config(
+        app,
+        http=patient(settings.patience),
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=2048,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=MOST_CONNECTIONS,
+    )
+    dispatcher.start()
+    try:
+        host, port = listening.getsockname()[:2]
+        log.info("nnzoo serves %s at http://%s:%d", ", ".join(served), f"[{host}]" if ":" in host else host, port)
+        await _Server(config, dispatcher).serve([listening])
+    finally:
+        await dispatcher.stop()
+
+
+class _Server(uvicorn.Server):
+    """Lets running jobs end before it stops; a second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, dispatcher: Dispatcher) -> None:
+        super().__init__(config)
+        self._dispatcher = dispatcher
+        self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._exit, sig)
+
+    def _exit(self, sig: int) -> None:
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        log.info("%s: no more jobs are taken, and those that run may end", signal.Signals(sig).name)
+        self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await self._dispatcher.drain()
+        self.should_exit = True

@@ -1,0 +1,196 @@
+"""The durable queue: SQLite says what jobs there are and how they stand, files hold their requests and answers.
+
+What was committed survives the death of the process at any moment (WAL); files are written before the row that says so.
+"""
+
+import fcntl
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
+ENDED = (DONE, FAILED, CANCELLED)
+ROW_SECONDS = 7 * 86400.0  # how long one can still be told what became of a job whose answer is gone
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    idempotency TEXT,
+    digest TEXT NOT NULL,
+    model TEXT NOT NULL,
+    status TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    created REAL NOT NULL,
+    started REAL,
+    finished REAL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    answer_size INTEGER,
+    UNIQUE (owner, idempotency)
+);
+CREATE INDEX IF NOT EXISTS unfinished ON jobs (status) WHERE finished IS NULL;
+CREATE INDEX IF NOT EXISTS answered ON jobs (finished) WHERE answer_size IS NOT NULL;
+"""
+_ANSWERED = "SELECT * FROM jobs WHERE answer_size IS NOT NULL"
+
+
+@dataclass
+class Row:
+    """A job as it is on disk. `answer_size` is None where there is no answer: not yet, or no longer."""
+
+    number: int
+    id: str
+    owner: str
+    idempotency: str | None
+    digest: str
+    model: str
+    status: str
+    size: int
+    created: float
+    started: float | None
+    finished: float | None
+    attempts: int
+    answer_size: int | None
+
+
+class Store:
+    """The jobs in a folder, which one server at a time may use; OSError where another does.
+
+    >>> import tempfile
+    >>> store = Store(Path(tempfile.mkdtemp()))
+    >>> file = store.upload()
+    >>> _ = file.write_bytes(b"request")
+    >>> row = store.add(file, owner="me", idempotency=None, digest="", model="m", size=7)
+    >>> store.request(row.id).read_bytes(), store.find(row.id).status
+    (b'request', 'queued')
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self._folder, self._clock = folder, clock
+        for part in ("", "uploads", "requests", "answers"):
+            (folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _locked(folder)
+        self._database = sqlite3.connect(folder / "jobs.sqlite", isolation_level=None)
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=NORMAL")  # what is committed outlives the process, not a power cut
+        self._database.executescript(_SCHEMA)
+        self.kept_bytes = sum(row.answer_size or 0 for row in self._all(_ANSWERED))  # of answers
+
+    def close(self) -> None:
+        self._database.close()
+        os.close(self._lock)
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def upload(self) -> Path:
+        """A new file's path, for a request that is coming in, or an answer."""
+        return self._folder / "uploads" / secrets.token_hex(8)
+
+    def request(self, id: str) -> Path:
+        return self._folder / "requests" / id
+
+    def answer(self, id: str) -> Path:
+        return self._folder / "answers" / id
+
+    # --- jobs --------------------------------------------------------------------------------------------------------
+
+    def add(self, upload: Path, *, owner: str, idempotency: str | None, digest: str, model: str, size: int) -> Row:
+        """Queue the request that was uploaded to a file."""
+        id = secrets.token_urlsafe(18)
+        upload.rename(self.request(id))
+        self._database.execute(
+            "INSERT INTO jobs (id, owner, idempotency, digest, model, status, size, created) VALUES (?,?,?,?,?,?,?,?)",
+            (id, owner, idempotency, digest, model, QUEUED, size, self._clock()),
+        )
+        row = self.find(id)
+        assert row is not None
+        return row
+
+    def find(self, id: str) -> Row | None:
+        return self._one("SELECT * FROM jobs WHERE id = ?", id)
+
+    def sent_before(self, owner: str, idempotency: str) -> Row | None:
+        """The job that an owner sent under an idempotency key."""
+        return self._one("SELECT * FROM jobs WHERE owner = ? AND idempotency = ?", owner, idempotency)
+
+    def started(self, id: str) -> None:
+        """Note that a job runs, once more."""
+        self._database.execute(
+            "UPDATE jobs SET status = ?, started = ?, attempts = attempts + 1 WHERE id = ? AND finished IS NULL",
+            (RUNNING, self._clock(), id),
+        )
+
+    def queued_again(self, id: str) -> None:
+        self._database.execute("UPDATE jobs SET status = ? WHERE id = ? AND finished IS NULL", (QUEUED, id))
+
+    def finished(self, id: str, status: str, answer: Path) -> bool:
+        """End a job with the answer in a file; False, and nothing done, where it had ended already."""
+        row = self.find(id)
+        if row is None or row.finished is not None:
+            answer.unlink()
+            return False
+        size = answer.stat().st_size
+        answer.rename(self.answer(id))
+        self._database.execute(
+            "UPDATE jobs SET status = ?, finished = ?, answer_size = ? WHERE id = ?", (status, self._clock(), size, id)
+        )
+        self.kept_bytes += size
+        self.request(id).unlink(missing_ok=True)
+        return True
+
+    def forget(self, row: Row) -> None:
+        """Drop an answer; the row stays for a while and says that there was one."""
+        self._database.execute("UPDATE jobs SET answer_size = NULL WHERE id = ?", (row.id,))
+        self.kept_bytes -= row.answer_size or 0
+        self.answer(row.id).unlink(missing_ok=True)
+
+    # --- upkeep ------------------------------------------------------------------------------------------------------
+
+    def recover(self) -> list[Row]:
+        """After a start: the jobs without an answer, oldest first, all queued; files of none are removed."""
+        self._database.execute("UPDATE jobs SET status = ? WHERE status = ?", (QUEUED, RUNNING))
+        waiting = self._all("SELECT * FROM jobs WHERE finished IS NULL ORDER BY number")
+        kept = {row.id for row in self._all(_ANSWERED)}
+        for folder, ids in (("uploads", set()), ("requests", {row.id for row in waiting}), ("answers", kept)):
+            for file in (self._folder / folder).iterdir():
+                if file.name not in ids:
+                    file.unlink()
+        return waiting
+
+    def sweep(self, seconds: float, most_bytes: int) -> None:
+        """Drop answers older than so many seconds, and the oldest until the rest has no more than so many bytes."""
+        now = self._clock()
+        while oldest := self._all(f"{_ANSWERED} ORDER BY finished LIMIT 100"):
+            for row in oldest:
+                if self.kept_bytes <= most_bytes and now - (row.finished or 0) <= seconds:
+                    break
+                self.forget(row)
+            else:
+                continue
+            break
+        self._database.execute("DELETE FROM jobs WHERE answer_size IS NULL AND finished < ?", (now - ROW_SECONDS,))
+
+    def _one(self, query: str, *values: str) -> Row | None:
+        found = self._database.execute(query, values).fetchone()
+        return None if found is None else Row(*found)
+
+    def _all(self, query: str) -> list[Row]:
+        return [Row(*found) for found in self._database.execute(query)]
+
+
+def _locked(folder: Path) -> int:
+    """The descriptor of a file that this process alone holds, until it ends in whatever way."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise OSError(
+            f"another server keeps its jobs in {folder}: give this one a folder of its own (--data)"
+        ) from error
+    return descriptor

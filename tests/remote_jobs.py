@@ -1,0 +1,69 @@
+"""A stand-in for the running of graphs: jobs that sleep, grow, crash or answer at once, as their text says."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nnzoo.remote.protocol import pack, unpack
+
+MODEL = "nnzoo/tiny-gpt2"
+
+
+@dataclass
+class Progress:
+    layer: int | None
+    n_layers: int
+    token: int | None = None
+    n_tokens: int | None = None
+
+
+def job(do: str = "answer", model: str = MODEL, **details: Any) -> bytes:
+    """A request that asks the stand-in for something."""
+    return pack("request", {"model": model, "graph": json.dumps({"do": do, **details})})
+
+
+def answers(
+    model: object, requests: Sequence[bytes], limits: object, report: Callable[[int, Progress], None]
+) -> Iterator[tuple[int, bytes]]:
+    for number, request in enumerate(requests):
+        yield number, _run(number, request, len(requests), report)
+
+
+def _run(number: int, request: bytes, together: int, report: Callable[[int, Progress], None]) -> bytes:
+    asked = json.loads(unpack(request, kinds=["request"]).fields["graph"])
+    if "journal" in asked:  # that it was begun, for tests that count
+        with open(asked["journal"], "a") as file:
+            file.write(f"{asked.get('name', '')} {os.getpid()} {together}\n")
+    tensors = {}
+    if asked["do"] == "sleep":
+        until = time.monotonic() + asked["seconds"]
+        while time.monotonic() < until:
+            try:
+                report(number, Progress(layer=1, n_layers=4))
+            except Exception as error:
+                return failure(error)
+            time.sleep(0.01)
+    elif asked["do"] == "hang":
+        time.sleep(asked["seconds"])
+    elif asked["do"] == "grow":
+        kept = [torch.ones(2**20) for _ in range(asked["mib"] // 4)]
+        time.sleep(5)
+        assert kept
+    elif asked["do"] == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif asked["do"] == "bytes":
+        tensors = {"t": torch.zeros(asked["size"], dtype=torch.uint8)}
+    elif asked["do"] == "fail":
+        return failure(ValueError("no"))
+    fields = {"made": [], "absent": [], "drawn": [], "gradients": {}, "grads": {}, "log": [str(asked.get("name"))]}
+    return pack("result", {**fields, "saved": {"0": "t"} if tensors else {}}, tensors)
+
+
+def failure(error: Exception) -> bytes:
+    return pack("error", {"type": type(error).__name__, "message": str(error), "line": None, "code": "run"})

@@ -1,0 +1,433 @@
+"""A trace gives the same values with and without remote=True, on a client that has no weights."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import speaking
+from families import error
+from nnzoo import LanguageModel
+from nnzoo.remote.protocol import unpack
+from nnzoo.tracing.lazy import LazyTensor
+from nnzoo.tracing.recorder import TraceError
+from remote_stand_in import StandIn
+
+PROMPT, OTHER = "The cat sat on the", "The dog ran through the"
+FAMILIES = ["gpt2", "llama", "mistral"]
+Body = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def weightless(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with config and tokenizer, and no weights."""
+    folders = {}
+    for family in FAMILIES:
+        folders[family] = tmp_path_factory.mktemp("client") / family
+        shutil.copytree(speaking.folder(family, 4), folders[family], ignore=shutil.ignore_patterns("*.safetensors"))
+        assert not [*folders[family].glob("*.safetensors")]
+    return folders
+
+
+class Pair:
+    """The model here, and there: the same, of which the client knows the config."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self.here = LanguageModel(speaking.folder(family, 4), rename=NAMES)
+        self.there = LanguageModel(folder, rename=NAMES)
+        self.server = StandIn(**{str(folder): LanguageModel(speaking.folder(family, 4))})
+
+    def both(self, body: Body) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The values of a program, remote and not, each with the random numbers of the same seed."""
+        torch.manual_seed(3)
+        theirs = body(self.here)
+        torch.manual_seed(3)
+        ours = body(self.there, remote=True)
+        assert self.there._native is None, "no weight was read"
+        return ours, theirs
+
+
+NAMES = {"transformer.h": "blocks", "model.layers": "blocks", "transformer.ln_f": "final", "model.norm": "final"}
+
+
+@pytest.fixture(params=["gpt2"])
+def pair(request: pytest.FixtureRequest, weightless: dict[str, Path]) -> Iterator[Pair]:
+    pair = Pair(request.param, weightless[request.param])
+    with pair.server.configured():
+        yield pair
+
+
+every_family = pytest.mark.parametrize("pair", FAMILIES, indirect=True)
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        ours, theirs = [*ours.values()], [*theirs.values()]
+    if isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    elif isinstance(theirs, Tensor):
+        assert type(ours) is Tensor and ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        assert error(ours.detach(), theirs.detach()) < 1e-12
+    else:
+        assert ours == theirs
+
+
+# --- programs that give the same -------------------------------------------------------------------------------------
+
+
+def reading_and_writing(model: Any, **how: Any) -> dict[str, Any]:
+    with model.trace(PROMPT, **how) as tracer:
+        hidden = model.blocks[1].output[0].save()
+        model.blocks[2].output[0][:, -1] += 2 * hidden[:, 0]
+        pattern = model.blocks[3].self_attn.output[1].save() if "llama" in str(model) else hidden.softmax(-1).save()
+        lens = model.lm_head(model.final(hidden)).save()
+        by_weight = (hidden @ model.lm_head.weight.T).norm().save()
+        logits = tracer.result.save()
+    return {"hidden": hidden, "pattern": pattern, "lens": lens, "by weight": by_weight, "logits": logits.logits}
+
+
+def invokes(model: Any, **how: Any) -> dict[str, Any]:
+    with model.trace(max_batch=3, **how) as tracer:
+        with tracer.invoke(PROMPT):
+            cat = model.blocks[3].output[0][:, -1].save()
+        with tracer.invoke([OTHER, "Hello world"]):
+            model.blocks[0].output[0][:, -1] = cat
+            patched = model.output.save()
+        with tracer.invoke():
+            whole = model.blocks[2].output[0].save()
+    return {"cat": cat, "patched": patched, "whole": whole}
+
+
+def looking(model: Any, **how: Any) -> dict[str, Any]:
+    with model.trace(PROMPT, **how):
+        hidden = model.blocks[0].output[0]
+        if hidden.norm() > 1:
+            hidden[:] *= 0.5
+        number = hidden.norm().item()
+        logits = model.output.save()
+        top = logits[0, -1].argmax().item()
+    return {"number": number, "top": top, "logits": logits}
+
+
+def generating(model: Any, **how: Any) -> dict[str, Any]:
+    norms = []
+    with model.generate(PROMPT, max_new_tokens=5, eos_token_id=None, **how) as tracer:
+        for step in tracer.iter[:]:
+            norms.append(model.blocks[1].output[0].norm().save())
+            if step == 2:
+                model.blocks[2].mlp.output[:] = 0
+        with tracer.iter[1:3]:
+            streams = model.blocks[3].output[0].save()
+        ids = tracer.result.save()
+    return {
+        "norms": norms,
+        "streams": streams,
+        "ids": ids,
+        "plain": model.generate(PROMPT, max_new_tokens=4, **how) + 0,
+    }
+
+
+def generating_inside(model: Any, **how: Any) -> dict[str, Any]:
+    with model.trace(**how) as tracer:
+        with tracer.invoke(PROMPT):
+            model.blocks[1].output[0][:] *= 1.2
+            first = model.generate(max_new_tokens=4)
+        with tracer.invoke(OTHER):
+            second = model.generate(max_new_tokens=3)
+    return {"first": first, "second": second}
+
+
+def ending_early(model: Any, **how: Any) -> dict[str, Any]:
+    ids = model.generate(PROMPT, max_new_tokens=12, eos_token_id=None, **how)
+    stop = int(ids[0, ids.shape[1] - 6])
+    logits = []
+    with model.generate(PROMPT, max_new_tokens=12, eos_token_id=stop, **how) as tracer:
+        for _ in tracer.iter[:]:
+            logits.append(model.output[:, -1].save())
+        with tracer.iter[0:12]:
+            tokens = model.output[:, -1].argmax(-1).save()
+        short = tracer.result.save()
+    return {"logits": logits, "tokens": tokens, "short": short}
+
+
+def drawing(model: Any, **how: Any) -> dict[str, Any]:
+    plain = model.generate(PROMPT, max_new_tokens=6, do_sample=True, temperature=3.0, **how)
+    noise = torch.rand(2)
+    with model.generate(
+        PROMPT, max_new_tokens=6, do_sample=True, temperature=3.0, num_return_sequences=3, **how
+    ) as tracer:
+        ids = tracer.result.save()
+    seeded = model.generate(PROMPT, max_new_tokens=6, do_sample=True, seed=5, temperature=3.0, **how)
+    with model.trace(PROMPT, **how):
+        dropped = F.dropout(model.blocks[0].output[0], 0.5).save()
+    return {
+        "plain": plain + 0,
+        "noise": noise,
+        "ids": ids,
+        "seeded": seeded + 0,
+        "dropped": dropped,
+        "after": torch.rand(2),
+    }
+
+
+def differentiating(model: Any, **how: Any) -> dict[str, Any]:
+    vector = torch.full((48,), 0.1, dtype=torch.float64, requires_grad=True)
+    vector.grad = torch.ones_like(vector)
+    with model.trace(PROMPT, **how):
+        early, late = model.blocks[0].output[0].save(), model.blocks[2].output[0]
+        model.blocks[1].output[0][:] += vector
+        loss = -model.output[0, -1, 7]
+        asked = late.grad.save()
+        with loss.backward(retain_graph=True):
+            late.grad = late.grad * 2
+            flowing = model.blocks[1].mlp.output.grad.save()
+        model.output[0, -2, 3].backward()
+    return {"early": early, "early.grad": early.grad, "asked": asked, "flowing": flowing, "vector": vector.grad}
+
+
+def differentiating_afterwards(model: Any, **how: Any) -> dict[str, Any]:
+    torch.manual_seed(11)
+    adapter = nn.Linear(48, 48, dtype=torch.float64)
+    optimizer, losses = torch.optim.Adam(adapter.parameters(), lr=0.01), []
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        with model.trace(PROMPT, **how):
+            _ = model.blocks[0].output[0].norm().save()
+            model.blocks[1].mlp.output = model.blocks[1].mlp.output + adapter(model.blocks[1].mlp.input) * (3 * scale)
+            loss = F.cross_entropy(model.output[:, -1], torch.tensor([5])).save()
+        (loss * 2).backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return {
+        "losses": losses,
+        "weight": adapter.weight.detach(),
+        "scale": scale.grad,
+        "learns": loss.requires_grad,
+    }
+
+
+def caching(model: Any, **how: Any) -> dict[str, Any]:
+    with model.trace(PROMPT, **how) as tracer:
+        cache = tracer.cache(include_inputs=True)
+        model.blocks[1].output[0][:] = 0
+    with model.generate(PROMPT, max_new_tokens=3, **how) as tracer:
+        steps = tracer.cache([model.blocks[2].mlp])
+    path = next(key for key in cache if key.endswith("2.mlp"))
+    return {"keys": list(cache), "output": cache[path].output, "input": cache[path].input, "steps": steps[path].output}
+
+
+def edited(model: Any, **how: Any) -> dict[str, Any]:
+    with model.edit() as other:
+        other.blocks[1].mlp.output[:] *= 0.5
+        for _ in other.tracer.iter[:]:
+            other.blocks[2].output[0][:] *= 0.9
+    with other.trace(PROMPT, **how):
+        logits = other.output.save()
+    return {"logits": logits, "ids": other.generate(PROMPT, max_new_tokens=4, **how) + 0}
+
+
+def without_a_body(model: Any, **how: Any) -> dict[str, Any]:
+    tokens = torch.tensor([[3, 5, 7, 9]])
+    logits = model.trace(tokens, labels=tokens, trace=False, **how)
+    return {"logits": logits.logits, "loss": logits.loss}
+
+
+PROGRAMS = [
+    reading_and_writing, invokes, looking, generating, generating_inside, ending_early, drawing, differentiating,
+    differentiating_afterwards, caching, edited, without_a_body,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_the_same_program_gives_the_same_values(pair, program):
+    assert_same(*pair.both(program))
+
+
+@every_family
+@pytest.mark.parametrize("program", [reading_and_writing, generating, differentiating], ids=lambda p: p.__name__)
+def test_it_does_in_every_family(pair, program):
+    assert_same(*pair.both(program))
+
+
+# --- what crosses the wire -------------------------------------------------------------------------------------------
+
+
+def sent(pair: Pair) -> list[Any]:
+    return [job["message"] for job in pair.server.jobs.values()]
+
+
+def test_only_what_is_saved_comes_back_and_the_rest_says_so(pair):
+    model = pair.there
+    with model.trace(PROMPT, remote=True):
+        hidden = model.blocks[1].output[0]
+        norm = hidden.norm().save()
+    assert type(norm) is Tensor and isinstance(hidden, LazyTensor)
+    with pytest.raises(
+        TraceError, match=r"blocks\.1\.hook_resid_post, .*test_remote_trace\.py:\d+.* was not saved: value\.save"
+    ):
+        hidden + 1
+    with pytest.raises(TraceError, match="only saved values come back"):
+        print(hidden)
+    (job,) = pair.server.jobs.values()
+    assert [t.numel() for t in unpack(job["result"], kinds=["result"]).tensors.values()] == [1]
+
+
+def test_what_nobody_needs_is_not_sent(pair):
+    model = pair.there
+    with model.trace(PROMPT, remote=True):
+        unused = model.blocks[1].output[0] * torch.ones(48, dtype=torch.float64)
+        norm = model.blocks[0].output[0].norm().save()
+    (message,) = sent(pair)
+    assert len(message.tensors) == 1, "the prompt's ids alone"
+    assert norm.ndim == 0 and isinstance(unused, LazyTensor)
+
+
+def test_a_trace_that_saves_nothing_sends_nothing(pair):
+    with pair.there.trace(PROMPT, remote=True):
+        _ = pair.there.output
+    assert not pair.server.asked
+
+
+def test_weights_are_sent_by_name(pair):
+    assert_same(*pair.both(lambda model, **how: {"v": _by_weights(model, how)}))
+    assert max(t.numel() for message in sent(pair) for t in message.tensors.values()) < 100
+
+
+def _by_weights(model: Any, how: dict[str, Any]) -> Tensor:
+    with model.trace(PROMPT, **how):
+        stream = model.blocks[1].output[0]
+        direction = model.lm_head.weight[3] - model.lm_head.weight[4]
+        value = (stream @ direction + model.lm_head(torch.ones(1, 48, dtype=torch.float64)).sum()).save()
+    return value
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+def test_a_look_is_one_round_trip_and_looking_again_is_none(pair, looks):
+    model = pair.there
+    with model.trace(PROMPT, remote=True):
+        norm = model.blocks[0].output[0].norm()
+        seen = [norm.item() for _ in range(looks)]
+    assert len(pair.server.jobs) == 1 and len(set(seen)) == 1
+
+
+def test_a_look_sees_what_was_changed_since(pair):
+    model = pair.there
+    with model.trace(PROMPT, remote=True):
+        norm = model.blocks[1].output[0].norm()
+        before = norm.item()
+        model.blocks[0].output[0][:] = 0
+        after = norm.item()
+        value = norm.save()
+    assert before != after and value.item() == after
+
+
+def test_steps_that_only_read_are_asked_for_once(pair):
+    model = pair.there
+    with model.generate(PROMPT, max_new_tokens=9, eos_token_id=1, remote=True) as tracer:
+        count = sum(1 for _ in tracer.iter[:])
+    assert 1 <= count <= 9 and len(pair.server.jobs) == 1
+
+
+def test_the_server_learns_the_name_that_was_given(pair):
+    _ = pair.there.generate(PROMPT, max_new_tokens=1, remote=True) + 0
+    assert sent(pair)[0].fields["model"] == pair.there._checkpoint.name
+
+
+# --- a job -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["result", "backend", "unheld"])
+def test_a_trace_that_does_not_wait_is_filled_in_later(pair, how):
+    model = pair.there
+    pair.server.is_stopped = True
+    with model.trace(PROMPT, remote=True, blocking=False) as tracer:
+        hidden, unsaved = model.blocks[1].output[0].save(), model.blocks[2].output[0]
+    with pytest.raises(TraceError, match=rf"is not here yet: .* job {tracer.job.id}, whose result\(\) waits"):
+        hidden + 1
+    assert tracer.backend.job_id == tracer.job.id and tracer.backend() is None
+    if how == "unheld":
+        del hidden
+    pair.server.run(pair.server.jobs[tracer.job.id])
+    (value,) = tracer.backend() if how == "backend" else tracer.job.result()
+    with pair.here.trace(PROMPT):
+        expected = pair.here.blocks[1].output[0]
+    assert_same(value, expected)
+    if how != "unheld":
+        assert_same(hidden, expected)
+    with pytest.raises(TraceError, match="was not saved"):
+        unsaved + 1
+
+
+def test_a_job_is_not_there_before_the_end(pair):
+    with pair.there.trace(PROMPT, remote=True) as tracer:
+        with pytest.raises(TraceError, match="it is sent when the block ends"):
+            _ = tracer.job
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_there_is_raised_here_with_the_line_that_recorded_it(pair):
+    model = pair.there
+    with pytest.raises(
+        torch.linalg.LinAlgError, match=r"singular.*recorded at .*test_remote_trace\.py:\d+, in test_an_error"
+    ):
+        with model.trace(PROMPT, remote=True):
+            hidden = model.blocks[0].output[0]
+            value = torch.linalg.inv(hidden[0, :2, :2] * 0).save()
+    with pytest.raises(TraceError, match="never computed"):
+        value + 1
+
+
+def test_a_look_raises_at_its_line(pair):
+    model = pair.there
+    with pytest.raises(torch.linalg.LinAlgError) as caught:
+        with model.trace(PROMPT, remote=True):
+            torch.linalg.inv(model.blocks[0].output[0][0, :2, :2] * 0).sum().item()  # this one
+    ours = [entry for entry in caught.traceback if entry.path == Path(__file__)]
+    assert str(ours[-1].statement).endswith("# this one")
+
+
+def test_a_wrong_shape_is_seen_before_anything_is_sent(pair):
+    with pytest.raises(RuntimeError, match="same reduction dim"):
+        with pair.there.trace(PROMPT, remote=True):
+            pair.there.blocks[0].output[0] @ torch.ones(47, 3, dtype=torch.float64)
+    assert not pair.server.asked
+
+
+def test_a_function_that_is_not_pytorchs_is_refused_before_anything_is_sent(pair):
+    model = pair.there
+    double = lambda x: x * 2  # noqa: E731
+    with pytest.raises(
+        TraceError, match=r"recorded at .*test_remote_trace\.py:\d+.*<lambda> is not among the functions"
+    ):
+        with model.trace(PROMPT, remote=True):
+            hidden = model.blocks[0].output[0]
+            value = hidden._recorder.record(double, (hidden,), {}).save()
+    assert not pair.server.asked
+    with model.trace(PROMPT, remote=True):  # called, it is PyTorch's functions that are recorded
+        value = double(model.blocks[0].output[0]).save()
+    assert type(value) is Tensor
+
+
+def test_a_graph_of_autograd_stays_there(pair):
+    with pytest.raises(ValueError, match="no graph crosses a wire"):
+        pair.there.trace(PROMPT, remote=True, grad=True)
+
+
+def test_a_tensor_that_was_changed_since_is_refused(pair):
+    model, own = pair.there, torch.ones(48, dtype=torch.float64)
+    with pytest.raises(TraceError, match="a tensor that it uses was changed since"):
+        with model.trace(PROMPT, remote=True):
+            value = (model.blocks[0].output[0] + own).save()
+            own.zero_()
+    assert not pair.server.asked and value is not None

@@ -1,0 +1,129 @@
+"""Prompts and errors of a trace: each says what was asked, where, and what to do."""
+
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from families import error, folder
+from first_traces import TOKENS, plain_values
+from nnzoo import LanguageModel
+from nnzoo.tracing.recorder import TraceError
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return LanguageModel(folder("gpt2", "default"))
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Tensor]:
+    return plain_values()
+
+
+ROWS = [[0, 0, 5, 6], [1, 2, 3, 4]]
+MASK = [[0, 0, 1, 1], [1, 1, 1, 1]]
+
+
+class TestPrompts:
+    def test_a_tokenizers_dict_brings_its_mask(self, model: LanguageModel) -> None:
+        logits = model(torch.tensor([[5, 6]]))
+        for ask in (
+            {"input_ids": ROWS, "attention_mask": MASK},
+            {"input_ids": torch.tensor(ROWS), "attention_mask": torch.tensor(MASK)},
+        ):
+            with model.trace(ask):
+                padded = model.output
+            assert error(padded[:1, 2:], logits) < 1e-12
+
+    def test_rows_of_different_length_are_padded(self, model: LanguageModel) -> None:
+        with model.trace([[5, 6], [1, 2, 3, 4]]):
+            padded = model.output
+        assert error(padded[:1, 2:], model([5, 6])) < 1e-12
+
+    def test_what_a_prompt_cannot_have_is_refused(self, model: LanguageModel) -> None:
+        with pytest.raises(ValueError, match="position_ids"):
+            model.trace({"input_ids": ROWS, "position_ids": MASK})
+        with pytest.raises(ValueError, match="no attention_mask"):
+            model.trace([[5, 6], [1, 2, 3]], attention_mask=torch.ones(2, 3))
+
+
+class TestErrors:
+    def test_a_weak_reference_spoils_only_its_own_value(self, model: LanguageModel) -> None:
+        with pytest.raises(TraceError, match="weak references"), model.trace(TOKENS):
+            one, other = model.transformer.h[0].output[0], model.transformer.h[1].output[0]
+            reference = weakref.ref(one)
+        assert type(other) is Tensor and reference() is one
+
+    def test_autocast_holds_for_the_lines_inside_it(self, model: LanguageModel, plain: dict) -> None:
+        weight = torch.rand(48, 5)
+        with model.trace(TOKENS):
+            single = model.transformer.h[0].output[0].float()
+            with torch.autocast("cpu", torch.bfloat16):
+                cast = single @ weight
+                assert cast.dtype == torch.bfloat16
+            wide = single @ weight
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = single @ weight
+        assert torch.equal(cast, expected) and wide.dtype == torch.float32
+
+    def test_an_error_in_the_body_leaves_model_and_values_clean(self, model: LanguageModel) -> None:
+        with pytest.raises(ZeroDivisionError), model.trace(TOKENS):
+            hidden = model.transformer.h[0].output[0]
+            1 / 0
+        with pytest.raises(TraceError, match="never computed"):
+            hidden + 1
+        with model.trace(TOKENS):
+            again = model.transformer.h[0].output[0]
+        assert again.isfinite().all()
+
+    def test_values_outside_a_trace_say_how_to_begin_one(self, model: LanguageModel) -> None:
+        with pytest.raises(TraceError, match=r"with model\.trace"):
+            _ = model.transformer.h[0].output
+
+    def test_a_misspelt_module_names_the_nearest(self, model: LanguageModel) -> None:
+        with pytest.raises(AttributeError, match="did you mean attn"):
+            _ = model.transformer.h[0].atn
+        with pytest.raises(IndexError):
+            _ = model.transformer.h[3]
+
+    def test_the_tuple_convention_names_the_switch(self, model: LanguageModel) -> None:
+        with pytest.raises(TypeError, match='block_output="tensor"'), model.trace(TOKENS):
+            _ = model.transformer.h[0].output[:, -1]
+
+    @pytest.mark.parametrize(
+        "idiom",
+        [
+            lambda h: h.output.__setitem__(slice(None), 0),
+            lambda h: h.output.__setitem__((0, -1), 0),
+            lambda h: h.output * 2,
+            lambda h: h.output + torch.ones(48),
+            lambda h: h.output.mean(-1),
+        ],
+    )
+    def test_every_idiom_of_tensors_names_the_switch(self, model: LanguageModel, idiom: Callable) -> None:
+        with pytest.raises(TypeError, match=r"tuple here.*block_output=.tensor"), model.trace(TOKENS):
+            idiom(model.transformer.h[0])
+
+    def test_a_block_that_is_not_there_is_counted(self, model: LanguageModel) -> None:
+        with pytest.raises(IndexError, match=r"3 blocks \(0 to 2\), not 9"):
+            _ = model.transformer.h[9]
+
+    def test_weights_have_their_hugging_face_names(self, model: LanguageModel) -> None:
+        assert model.lm_head.weight is model._model.unembed.weight
+        assert model.transformer.h[1].attn.c_attn.bias.shape == (144,)
+
+    def test_an_error_of_the_run_names_the_line_of_the_body(self, model: LanguageModel) -> None:
+        index = torch.tensor([99])
+        with pytest.raises(IndexError) as caught, model.trace(TOKENS):
+            picked = model.transformer.h[0].output[0][:, :, index]
+        assert any(
+            "test_tracing_errors.py" in note for note in getattr(caught.value, "__notes__", ["test_tracing_errors.py"])
+        )
+        del picked
+
+    def test_an_empty_prompt_is_refused(self, model: LanguageModel) -> None:
+        with pytest.raises(ValueError, match="empty"):
+            model.trace(torch.zeros(1, 0, dtype=torch.long))
