@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.generation.decoder import Decoder
-from nnzoo.generation.loop import steps
+from nnzoo.generation.loop import next_logits
 from nnzoo.generation.options import Options
 from nnzoo.transformer_lens.sampling import sample_logits
 from nnzoo.transformer_lens.tensors import get_attention_mask
@@ -34,14 +35,17 @@ class LensDecoder(Decoder):
         )
 
 
-def steps_without_cache(model: HookedModel, decoder: LensDecoder) -> Iterator[Int[Tensor, "batch"]]:
-    """Each step's tokens, where every step reads the whole text again, and hooks see all of it."""
-    start = decoder.tokens.shape[1]
+def steps(model: HookedModel, decoder: LensDecoder, cached: bool) -> Iterator[Int[Tensor, "batch"]]:
+    """Each step's tokens; without a cache every step reads the whole text again, and hooks see all of it."""
+    cache, tokens, mask, start = model.new_cache(), decoder.tokens, decoder.attention_mask, decoder.tokens.shape[1]
     while not decoder.done:
-        mask = decoder.attention_mask
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(len(mask), decoder.ids.shape[1] - start)], dim=1)
-        yield decoder.choose(model(decoder.ids, attention_mask=mask)[:, -1])
+        if cached:
+            new = decoder.choose(next_logits(model, tokens, mask, cache))
+            tokens, mask = new[:, None], None
+        else:
+            seen = None if mask is None else pad(mask, (0, decoder.ids.shape[1] - start), value=True)
+            new = decoder.choose(model(decoder.ids, attention_mask=seen)[:, -1])
+        yield new
 
 
 class Generating(Tokenizing):
@@ -158,9 +162,11 @@ class Generating(Tokenizing):
         from tqdm.auto import tqdm
 
         if decoder.options.max_new_tokens <= 0:
-            return iter(())
-        how = steps if use_past_kv_cache else steps_without_cache
-        return iter(tqdm(how(self.native, decoder), total=decoder.options.max_new_tokens, disable=not verbose))
+            return
+        with tqdm(total=decoder.options.max_new_tokens, disable=not verbose) as bar:
+            for new in steps(self.native, decoder, use_past_kv_cache):
+                bar.update()
+                yield new
 
     def _wants_logits(self, others: dict[str, Any]) -> bool:
         ignored = sorted(others.keys() - {"output_logits", "return_dict_in_generate"})
