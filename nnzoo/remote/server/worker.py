@@ -63,7 +63,8 @@ class Worker:
             except (EOFError, OSError):
                 os._exit(0)
             if frame.kind == Kind.CANCEL:
-                self._cancelled.add((int(frame.data), frame.number))
+                later = {one for one in self._cancelled if one[0] >= self._batch}
+                self._cancelled = later | {(int(frame.data), frame.number)}
             else:
                 self._frames.put(frame)
 
@@ -94,7 +95,7 @@ def _loaded(settings: dict[str, Any]) -> tuple[Any, Callable[..., Iterable[tuple
 
     torch.set_num_threads(settings["threads"])
     module, name = settings["runner"].split(":")
-    model = LanguageModel(settings["model"]).dispatch()
+    model = LanguageModel(settings["model"], device=settings["device"]).dispatch()
     return model, getattr(import_module(module), name), Limits(**settings["limits"])
 
 
