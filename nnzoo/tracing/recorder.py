@@ -145,6 +145,8 @@ class Recorder(Writer):
         if name in _FROM_SHAPE and len(lazies((args, kwargs))) == 1:
             return self.constant(call_with(fn, lambda t: stand_in(t, self.device), args, kwargs))
         if name == "__getitem__":
+            if isinstance(args[1], str):
+                return self._by_name(args[0], args[1])
             args = (args[0], without_masks(args[1]))
         return self._record(fn, name, args, kwargs, shapes)
 
@@ -176,6 +178,13 @@ class Recorder(Writer):
         if self.tape is not None:
             self.lists.append(self.tape.keep(lazy))
         return lazy if self.tape is None else self.lists[-1]
+
+    @staticmethod
+    def _by_name(lazy: LazyTensor, name: str) -> Any:
+        """What the model's output has by a name, as transformers' output does: `model.output["logits"]`."""
+        if name not in ("logits", "loss"):
+            raise KeyError(f"{lazy!r} has no {name!r}; the model's output has ['logits'] and ['loss']")
+        return getattr(lazy, name)
 
     def loss_of(self, logits: LazyTensor) -> Any:
         """The loss of a prompt that was given with `labels=`, by the logits as they stand."""
