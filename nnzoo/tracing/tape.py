@@ -120,7 +120,7 @@ class Tape:
 
 
 class Player:
-    """Does entries again in a trace, reading and setting places by `read` and `put`.
+    """Does entries again in a trace, reading and setting places by `read` and `put`: `where`, an error says.
 
     `new` has the new node for an old one, and the new number for the key of a size; a node that is not in it was
     recorded before the tape, and stands for itself.
@@ -132,13 +132,27 @@ class Player:
         read: Callable[[str, int], LazyTensor],
         put: Callable[[str, int, Tensor], None],
         watch: Callable[[nn.Module, Any, int], None],
+        where: str,
         new: MutableMapping[Any, Any] | None = None,
     ) -> None:
+        self._where = where
         self._recorder, self._read, self._put, self._watch = recorder, read, put, watch
         self.new: MutableMapping[Any, Any] = {} if new is None else new
 
     def play(self, entry: Entry) -> None:
-        """Do one entry again."""
+        """Do one entry again; what it adds to the graph is of the line where it was recorded."""
+        nodes = self._recorder.nodes
+        before = len(nodes)
+        try:
+            self._do(entry)
+        except Exception as error:
+            if hasattr(error, "add_note"):
+                error.add_note(f"{self._where}, recorded at {entry.line}")
+            raise
+        for node in nodes[before:]:
+            node.line = entry.line
+
+    def _do(self, entry: Entry) -> None:
         if isinstance(entry, Read):
             self.new[entry.node] = self._read(entry.hook, entry.step)._node
         elif isinstance(entry, Write):
