@@ -14,6 +14,7 @@ from nnzoo.tracing.graph import Invoke, Node
 from nnzoo.tracing.graph_object import Graph
 from nnzoo.tracing.invoking import Stop
 from nnzoo.tracing.lazy import LazyTensor
+from nnzoo.tracing.lines import end_at_the_user
 from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.pending import Generated
 from nnzoo.tracing.places import Places
@@ -96,6 +97,7 @@ class SessionTracer(RemoteTracer):
             self._past.update(self.invokes)
         if not is_whole:
             self._program.failed = error
+            end_at_the_user(error, traceback)
         return kind is Stop
 
     def _next_index(self) -> int:

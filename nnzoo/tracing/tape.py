@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nnzoo.tracing.arguments import lazies, name_of, operands, user_line, with_nodes
+from nnzoo.tracing.arguments import lazies, name_of, operands, with_nodes
 from nnzoo.tracing.graph import Line, Node, fill
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.lengths import SIZES, keys, map_lengths, numbers, tag
+from nnzoo.tracing.lines import add_note, user_line
 from nnzoo.tracing.modes import Modes, restored
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ class Player:
         try:
             self._do(entry)
         except Exception as error:
-            if hasattr(error, "add_note"):
-                error.add_note(f"{self._where}, recorded at {entry.line}")
+            add_note(error, f"{self._where}, recorded at {entry.line}")
             raise
         for node in nodes[before:]:
             node.line = entry.line

@@ -34,6 +34,7 @@ class TracedModel(WholeModel):
 
     tokenizer: Any
     edits: tuple[Edit, ...]
+    block_output: str
     _shapes: Shapes | None = None
     _checkpoint: Any
     _tracer: ContextVar[Tracer | None]

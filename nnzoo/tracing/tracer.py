@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nnzoo.generation import Options
 from nnzoo.prompts import Prompt
-from nnzoo.tracing.arguments import user_line
 from nnzoo.tracing.caching import Cache, CacheView, Modules
 from nnzoo.tracing.decoding import Decoding
 from nnzoo.tracing.edits import Playback
@@ -21,6 +20,7 @@ from nnzoo.tracing.graph import END, LOGITS, Chosen, Invoke, Node, Result, Stage
 from nnzoo.tracing.graph_object import Graph
 from nnzoo.tracing.invoking import InvokeBody, Stop
 from nnzoo.tracing.lazy import LazyTensor
+from nnzoo.tracing.lines import add_note, end_at_the_user, user_line
 from nnzoo.tracing.places import Places, View
 from nnzoo.tracing.recorder import Recorder, TraceError
 from nnzoo.tracing.steps import StepIndex
@@ -97,10 +97,19 @@ class Tracer:
             if kind in (None, Stop):
                 self._finish()
                 self.recorder.ended = self.ended
+            elif error is not None:
+                self._explain(error)
+                end_at_the_user(error, traceback)
         finally:
             self.model.leave(self)
             self.recorder.close()
         return kind is Stop
+
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, IndexError) and self.model.block_output == "tensor" and "too many" in str(error):
+            add_note(
+                error, 'with block_output="tensor" a block\'s .output is its tensor, and .output[0] the first row of it'
+            )
 
     def _finish(self) -> None:
         self._complete()
