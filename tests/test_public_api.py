@@ -5,12 +5,15 @@ import nnzoo
 PUBLIC = [
     "CONFIG",
     "ActivationCache",
+    "Graph",
+    "GraphError",
     "HookPoint",
     "HookedModel",
     "LanguageModel",
     "get_act_name",
     "load",
     "save",
+    "session",
 ]
 
 

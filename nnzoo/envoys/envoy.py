@@ -23,8 +23,6 @@ from nnzoo.weights.paths import ModulePath, Value
 if TYPE_CHECKING:
     from nnzoo.language_model import LanguageModel
 
-SETTABLE = ("output", "input", "inputs")
-
 
 class Envoy(WeightMethods):
     """A module of the model by its path: its values inside a trace, its children as attributes.

@@ -5,7 +5,7 @@ SVG in HTML, without scripts and without a network, for light and dark pages. Wh
 
 from html import escape
 
-from nnzoo.tracing.entries import Entry, Program
+from nnzoo.tracing.entries import Entry, Program, PromptEntry
 from nnzoo.tracing.graph_layout import BOX_HEIGHT, BOX_WIDTH, COLUMN, LEFT, Column, Layout, lay_out, sources
 from nnzoo.tracing.graph_plan import RUNS, SKIPPED, PassView, PlanView, ranges
 from nnzoo.tracing.graph_text import describe, notes_of, text
@@ -111,11 +111,18 @@ def _heads(layout: Layout, program: Program, plan: PlanView | None) -> list[str]
         passing = _numbers_of(invoke, plan)
         number = f", pass{'es' if len(passing) > 1 else ''} {ranges(passing)}" if passing else ""
         words = f"invoke {invoke}{f', step {step}' if step else ''}{number}"
-        shape = "" if invoke >= len(program.prompts) else str(list(program.prompts[invoke].tokens.shape))
+        shape = "" if invoke >= len(program.prompts) else _shape(program.prompts[invoke], step)
         x = layout.left((invoke, step)) + 16
         lines.append(f'<text class="head" x="{x}" y="18">{escape(words)}</text>')
         lines.append(f'<text class="band" x="{x}" y="34">tokens {escape(shape)}</text>')
     return lines
+
+
+def _shape(prompt: PromptEntry, step: int) -> str:
+    """Of the tokens that a step reads: the prompt's, then the one that was chosen in each row."""
+    rows, n_pos = prompt.tokens.shape
+    sequences = rows * (prompt.options or {}).get("num_return_sequences", 1)
+    return str([sequences, 1 if step else n_pos])
 
 
 def _cells(layout: Layout, plan: PlanView | None) -> list[str]:
