@@ -13,8 +13,20 @@ from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.names import get_act_name
 from nnzoo.config import CONFIG
+from nnzoo.debugging import debug, diff
 from nnzoo.language_model import LanguageModel
 from nnzoo.tracing.saving import save
 from nnzoo.weights import load
 
-__all__ = ["CONFIG", "ActivationCache", "HookPoint", "HookedModel", "LanguageModel", "get_act_name", "load", "save"]
+__all__ = [
+    "CONFIG",
+    "ActivationCache",
+    "HookPoint",
+    "HookedModel",
+    "LanguageModel",
+    "debug",
+    "diff",
+    "get_act_name",
+    "load",
+    "save",
+]

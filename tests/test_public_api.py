@@ -8,6 +8,8 @@ PUBLIC = [
     "HookPoint",
     "HookedModel",
     "LanguageModel",
+    "debug",
+    "diff",
     "get_act_name",
     "load",
     "save",

@@ -12,7 +12,6 @@ from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.debugging.faults import is_sound, not_finite, wrong_dtype, wrong_rank, wrong_size
 
-
 AXES = ("batch", "pos", "query", "key", "key_pos", "head", "kv_head", "d_head", "d_model", "d_mlp", "d_vocab")
 
 

@@ -68,7 +68,9 @@ def not_finite(
         f"{wrong.numel()} numbers [{point.axes}], {_where(point, wrong, tokens)}."
     )
     if put_back:
-        return NonFiniteError(f"{text} What the model computed there was finite, what a hook or a trace put back is not.")
+        return NonFiniteError(
+            f"{text} What the model computed there was finite, what a hook or a trace put back is not."
+        )
     if before is not None:
         text += f" The hook point before it, {before}, was still finite."
     return NonFiniteError(text + _parameters(module) + _range(value))
