@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class CacheShapes(Sequence[CachedValue]):
     def __init__(self, values: Sequence[CachedValue], nbytes: int, n_values: int) -> None:
         self.values, self.nbytes, self.n_values = tuple(values), nbytes, n_values
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as of any tuple
+    def __getitem__(self, index: Any) -> Any:
         return self.values[index]
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from jaxtyping import Float, Int
@@ -58,7 +59,7 @@ def run(options: Namespace) -> int:
     _, cache = subject.native.run_with_cache(tokens.ids, names_filter="*.attn.hook_pattern", return_type=None)
     patterns = torch.stack([cache["pattern", layer][0] for layer in range(subject.n_layers)])  # [layer head query key]
     labels = subject.labels(tokens)
-    about = "Each row is a token that looks, each column one that is looked at: the darker, the more."
+    about = "Each row is a token that looks, each column one that it looks at: the stronger, the more."
     answer = Answer(f"Attention: {options.model}", about, options.html)
     if options.layer is None and options.head is None:
         answer.add(overview(subject, patterns, labels))
@@ -131,8 +132,6 @@ def draw_all(answer: Answer, heads: list[Head]) -> None:
 
 def grid(head: Head, labelled: bool) -> str:
     """A pattern as a table whose cells say on hovering what they are."""
-    from html import escape
-
     texts = [shown(token) for token in head.tokens]
     rows = []
     for query, row in enumerate(head.pattern.tolist()):

@@ -36,8 +36,8 @@ def check_lengths(subject: Subject, clean: str, corrupted: str) -> None:
     if len(tokens[0]) != len(tokens[1]):
         pieces = [" ".join(map(shown, one)) for one in tokens]
         raise ValueError(
-            f"CLEAN has {len(tokens[0])} tokens ({pieces[0]}) and CORRUPTED {len(tokens[1])} ({pieces[1]}), and a value "
-            "of one has no place in the other: give prompts of as many tokens"
+            f"CLEAN has {len(tokens[0])} tokens ({pieces[0]}) and CORRUPTED {len(tokens[1])} ({pieces[1]}): a value "
+            "of one has no place in the other. Give prompts of as many tokens"
         )
 
 

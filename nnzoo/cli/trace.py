@@ -36,7 +36,7 @@ def run(options: Namespace) -> int:
     tokens = [model.tokenizer.decode([i]) for i in model.prepare(prompt).tokens[0].tolist()]
     answer = Answer(f"Trace: {options.model}", f"{prompt!r}: {len(tokens)} tokens", options.html)
     rows = [cells(name, value) for name, value in values.items()]
-    answer.draw(lambda: table(rows), lambda: html_table(TITLES, map(html_row, rows), "plain"))
+    answer.draw(lambda: table(rows), lambda: html_table(TITLES, map(html_row, rows)))
     if options.html is not None and (norms := norms_of(values, tokens)) is not None:
         answer.add(norms)
     if options.out is not None:
@@ -57,8 +57,10 @@ def read(model: LanguageModel, prompt: str, paths: list[str]) -> dict[str, Tenso
     with model.trace(prompt):
         for name in names:
             value = value_at(model, name)
-            parts = {name: value} if isinstance(value, Tensor) else {f"{name}[{i}]": x for i, x in enumerate(value)}
-            found.update({part: x.save() for part, x in parts.items()})
+            parts: dict[str, Any] = {name: value}
+            if isinstance(value, tuple):
+                parts = {f"{name}[{i}]": one for i, one in enumerate(value)}
+            found.update({part: one.save() for part, one in parts.items()})
     return {name: value.detach().cpu() for name, value in found.items()}
 
 
@@ -68,7 +70,7 @@ def value_at(model: LanguageModel, path: str) -> Any:
         found = model.get(path)
         found = found.output if isinstance(found, Envoy) else found
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{path!r}: {error} (`nnzoo hooks` lists what there is)") from error
+        raise ValueError(f"{path or repr(path)}: {error} (`nnzoo hooks` lists what there is)") from error
     if isinstance(found, tuple) or (isinstance(found, Tensor) and not isinstance(found, torch.nn.Parameter)):
         return found
     what = "a parameter" if isinstance(found, Tensor) else f"a {type(found).__name__}"

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import torch
@@ -88,8 +89,6 @@ class Difference(Result):
         return Group(self.verdict, super().__rich__(), self.outside)
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         return f"<p>{escape(self.verdict)}</p>{super()._repr_html_()}{self.outside._repr_html_()}"
 
 
@@ -154,9 +153,6 @@ def _ids(subjects: list[Subject], prompt: str | list[str] | Tensor) -> Int[Tenso
     ids = [tokens.ids.cpu() for tokens in read]
     if len(ids) == 2 and not torch.equal(*ids):
         raise ValueError(f"the two models read this prompt as different ids: {ids[0].tolist()} and {ids[1].tolist()}")
-    for subject in subjects:
-        if (largest := int(ids[0].max())) >= subject.native.config.d_vocab:
-            raise ValueError(f"id {largest} is beyond a vocabulary of {subject.native.config.d_vocab}")
     return ids[0]
 
 
@@ -207,9 +203,14 @@ def _next_to(ours: HookedModel, theirs: _Theirs, ids: Int[Tensor, "batch pos"], 
         )
     paths = {path for path, _ in places_of(ours)}
     found = _values(model, paths, ids.to(next(model.parameters()).device))
-    found.values = {place: value.to(ours.device) for place, value in found.values.items()}
+    found.values = {place: _as_batch(value, len(ids)).to(ours.device) for place, value in found.values.items()}
     for difference in compare(ours, ids.to(ours.device), found):
         yield Gap(difference.hook, difference.place, difference.size, difference.limit(limit))
+
+
+def _as_batch(value: Tensor, batch: int) -> Tensor:
+    """Transformers makes positions and rotations once for all prompts."""
+    return value.expand(batch, *value.shape[1:]) if len(value) == 1 else value
 
 
 def _values(model: Any, paths: set[str], ids: Int[Tensor, "batch pos"]) -> Reference:

@@ -94,8 +94,14 @@ class Watch:
     def _enter(self, module: nn.Module, args: Any) -> None:
         if _WATCH.get() is self and not is_compiling():
             self.checks.enter(self.scene, module)
-            points = [p for p in vars(module).values() if isinstance(p, HookPoint) and not p.on_request]
-            self._asked.setdefault(id(module), []).extend(point.attach(_ASKED) for point in points)
+            if not self._is_apart(args):
+                points = [p for p in vars(module).values() if isinstance(p, HookPoint) and not p.on_request]
+                self._asked.setdefault(id(module), []).extend(point.attach(_ASKED) for point in points)
+
+    def _is_apart(self, args: tuple) -> bool:
+        """Whether a module was called on something else than a pass has: shapes alone, or more axes."""
+        shape_only = any(isinstance(value, Tensor) and value.is_meta for value in args)
+        return shape_only or (self.scene.apart is not None and bool(args) and getattr(args[0], "ndim", 3) > 3)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if _WATCH.get() is self and not is_compiling():
