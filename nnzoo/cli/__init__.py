@@ -5,10 +5,18 @@ Here are only the arguments; what a command does is in the file of its name, whi
 
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter, _SubParsersAction
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    HelpFormatter,
+    Namespace,
+    RawDescriptionHelpFormatter,
+    _SubParsersAction,
+)
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -73,12 +81,21 @@ def parser() -> ArgumentParser:
         prog="nnzoo",
         description="Transformer language models to look inside.",
         epilog="nnzoo COMMAND --help says more of a command. Try: nnzoo demo",
+        formatter_class=_Help,
     )
     top.add_argument("--version", action="version", version=f"nnzoo {version('nnzoo')}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_demo, _hooks, _lens, _attention, _patch, _trace, _verify, _generate, _serve, _keys):
         add(commands)
     return top
+
+
+class _Help(HelpFormatter):
+    """Leaves room for the longest command, which argparse forgets to count with its indent."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._action_max_length = 13
 
 
 def _demo(commands: _SubParsersAction) -> None:
@@ -177,7 +194,7 @@ def _trace(commands: _SubParsersAction) -> None:
     command = _command(
         commands,
         "trace",
-        "read values of a pass by their paths, and keep them as safetensors",
+        "read values of a pass by their paths, and store them",
         "Reads what stands at each PATH when the model reads a prompt. A path is\n"
         "Hugging Face's, with .output or .input, or the name of a hook point; `nnzoo\n"
         'hooks MODEL` lists both. "*" stands for every block. The pass stops after the\n'
