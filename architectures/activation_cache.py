@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnzoo.architectures.cache_shapes import CacheShapes, shapes_of
 from nnzoo.architectures.hooks import Handle, HookPoint, Read
 from nnzoo.architectures.names import get_act_name
 from nnzoo.architectures.residual_stream import ResidualStream
@@ -73,6 +74,19 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"ActivationCache with keys {list(self.cache_dict)}"
+
+    def shapes(self) -> CacheShapes:
+        """What is in the cache: a table of names, axes, sizes, dtypes and bytes, which prints.
+
+        Blocks that hold the same stand in one line, `blocks.{0..11}.attn.hook_q`, whose bytes are those of all.
+
+        >>> from nnzoo import load
+        >>> _, cache = load("nnzoo/tiny-gpt2").run_with_cache("The capital of France is", names_filter=["*.hook_z"])
+        >>> cache.shapes()
+        blocks.{0..3}.attn.hook_z  batch pos head d_head  [1, 5, 4, 24]  float32  7.5 KB
+        4 values, 7.5 KB in memory
+        """
+        return shapes_of(self.cache_dict, self.model.hook_points, self.has_batch_dim)
 
     def to(self, device: torch.device | str) -> "ActivationCache":
         """Move the values, in this cache itself; those that share memory share it on the device too."""

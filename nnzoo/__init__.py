@@ -13,6 +13,7 @@ from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.names import get_act_name
 from nnzoo.config import CONFIG
+from nnzoo.debugging import debug, diff
 from nnzoo.language_model import LanguageModel
 from nnzoo.tracing.functions import GraphError
 from nnzoo.tracing.graph_object import Graph
@@ -28,6 +29,8 @@ __all__ = [
     "HookPoint",
     "HookedModel",
     "LanguageModel",
+    "debug",
+    "diff",
     "get_act_name",
     "load",
     "save",

@@ -10,6 +10,8 @@ PUBLIC = [
     "HookPoint",
     "HookedModel",
     "LanguageModel",
+    "debug",
+    "diff",
     "get_act_name",
     "load",
     "save",
