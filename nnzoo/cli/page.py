@@ -3,16 +3,20 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from nnzoo.analysis.drawing import shown
+from nnzoo.architectures import html
+from nnzoo.architectures.html import DARK, LIGHT, shown
 from nnzoo.cli.findings import Findings, Induction, Lens, Patch, Predictions, Section
 
-STYLE = """
-:root { color-scheme: light dark; --page: #fbfbfa; --ink: #1c1e21; --faint: #6a6f76; --line: #d9dbde;
-        --heat: 38, 118, 214; --strength: .75; --right: 20, 122, 60; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #15171a; --ink: #e6e7e9; --faint: #9aa0a8; --line: #33373c;
-          --heat: 88, 158, 245; --strength: .65; --right: 96, 208, 138; }
-}
+COLORS = f"""
+:root {{ color-scheme: light dark; {LIGHT}; --line: #d9dbde;
+        --heat: 38, 118, 214; --strength: .75; --right: 20, 122, 60; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ {DARK}; --line: #33373c; --heat: 88, 158, 245; --strength: .65; --right: 96, 208, 138; }}
+}}
+"""
+STYLE = (
+    COLORS
+    + """
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--ink);
        font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin-bottom: 0; }
@@ -37,6 +41,7 @@ td.bar i { display: block; height: .8rem; width: calc(var(--p) * 100%);
 .pattern tbody th { line-height: 13px; }
 .pattern td.second { border-left: 2px solid var(--faint); }
 """
+)
 
 
 def page(findings: Findings) -> str:
@@ -48,21 +53,11 @@ def page(findings: Findings) -> str:
         _patch(findings.patch),
     )
     sections = map(_section, range(1, 5), findings.sections(), drawings)
-    title = escape(f"Inside {findings.model}")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{title}</h1>
+    title = f"Inside {findings.model}"
+    body = f"""<h1>{escape(title)}</h1>
 <p class="faint">{escape(findings.family)} with {findings.n_layers} blocks. Hover over a cell for its value.</p>
-{"".join(sections)}</body>
-</html>
-"""
+{"".join(sections)}"""
+    return html.page(title, body, STYLE)
 
 
 def _section(number: int, section: Section, drawing: str) -> str:
