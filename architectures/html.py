@@ -4,12 +4,12 @@ A picture in a notebook takes its ink from the notebook and paints tints over th
 be read in light and in dark ones, whatever made them so. A page brings ink and paper along.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 
 LIGHT = "--page: #fbfbfa; --ink: #1c1e21; --faint: #6a6f76"
 DARK = "--page: #15171a; --ink: #e6e7e9; --faint: #9aa0a8"
-POSITIVE, NEGATIVE = "37, 99, 235", "220, 38, 38"  # seen on white and on black alike, as a tint over either
+POSITIVE, NEGATIVE = "59, 130, 246", "239, 68, 68"  # seen on white and on black alike, as a tint over either
 LINE = "rgba(128, 128, 128, .35)"
 
 PAPER = f"""
@@ -29,8 +29,9 @@ STYLE = f"""
 .nnzoo table.rows tr:nth-child(n) {{ background: transparent; border: 0; }}
 .nnzoo table.rows tr:nth-child(n) > * {{ text-align: left; padding: 2px 14px 2px 0; border: 0; min-width: 0;
   border-bottom: 1px solid {LINE}; white-space: nowrap; vertical-align: top; color: inherit; background: transparent; }}
-.nnzoo table.rows thead th:nth-child(n) {{ font-weight: normal; opacity: .65; }}
+.nnzoo table.rows thead tr:nth-child(n) > * {{ font-weight: normal; opacity: .65; }}
 .nnzoo table.rows tr:nth-child(n) > .number {{ text-align: right; }}
+.nnzoo table.rows tr:nth-child(n) > .wrap {{ white-space: normal; }}
 .nnzoo summary {{ cursor: pointer; }}
 """
 
@@ -61,9 +62,9 @@ def picture(title: str, body: str, style: str = "") -> str:
     return f'<div class="nnzoo"><style>{STYLE}{style}</style><div class="title">{title}</div>{body}</div>'
 
 
-def table(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of cells, each a `<td>` or a `<th>`, under heads that are text."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of cells, each a `<td>` or a `<th>`, under heads that are cells too."""
+    head = "".join(heads)
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
     return f'<table class="rows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -87,7 +88,7 @@ def tint(share: float) -> str:
     """A colour to lay over the paper, for a number from -1 to 1; what is no number has none.
 
     >>> tint(0.5), tint(-2.0), tint(float("nan"))
-    ('rgba(37, 99, 235, 0.35)', 'rgba(220, 38, 38, 0.70)', 'rgba(37, 99, 235, 0.00)')
+    ('rgba(59, 130, 246, 0.35)', 'rgba(239, 68, 68, 0.70)', 'rgba(59, 130, 246, 0.00)')
     """
     strength = min(abs(share), 1.0) if share == share else 0.0
     return f"rgba({NEGATIVE if share < 0 else POSITIVE}, {0.7 * strength:.2f})"

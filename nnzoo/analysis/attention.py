@@ -66,7 +66,7 @@ class Attention(Result):
         parts += self._weights(index, left, top, size)
         parts.append(f'<rect class="frame" x="{left}" y="{top}" width="{width}" height="{height}"/>')
         box = f'width="{left + width + 2}" height="{top + height + 2}"'
-        return f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(name)}" {box}>{"".join(parts)}</svg>'
+        return f'<svg role="img" aria-label="{escape(name)}" {box}>{"".join(parts)}</svg>'
 
     def _labels(self, left: int, top: int, size: int) -> Iterator[str]:
         queries, keys = self.axes[-2:]

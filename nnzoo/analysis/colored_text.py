@@ -38,9 +38,10 @@ class ColoredText(Result):
 
 def _spans(tokens: tuple[str, ...], values: list[float], largest: float, quantity: str) -> Iterator[str]:
     start = len(tokens) - len(values)
+    first = start + next((pos for pos, token in enumerate(tokens) if token), 0)  # padding stands before the text
     for pos, token in enumerate(tokens):
         text = escape(token).replace("\n", "↵\n")
-        if pos < start:
+        if pos < first:
             yield f"<span>{text}</span>"
         elif token:
             value = values[pos - start]

@@ -11,14 +11,14 @@ from torch import Tensor
 from nnzoo.analysis.lens import Guesses, guesses
 from nnzoo.analysis.results import Axis, Result
 from nnzoo.analysis.subject import Model, Subject
-from nnzoo.architectures.html import picture, shown, table, tint, titled
+from nnzoo.architectures.html import cell, picture, shown, table, tint, titled
 from nnzoo.generation import generate
 from nnzoo.language_model import LanguageModel
 
 STYLE = """
 .nnzoo .text { white-space: pre-wrap; font: 14px/1.9 ui-monospace, Menlo, Consolas, monospace; max-width: 100ch;
   margin-bottom: 8px; }
-.nnzoo .text span { border-radius: 3px; padding: 2px 0; }
+.nnzoo .text span { border-radius: 3px; padding: 2px 0; margin-right: 1px; }
 .nnzoo table.rows tr:nth-child(n) > td.guess { padding: 2px 10px; }
 .nnzoo table.rows tr:nth-child(n) > td.chosen { outline: 1.5px solid currentColor; outline-offset: -2px; }
 """
@@ -45,7 +45,7 @@ class Steps(Result):
 
     def _repr_html_(self) -> str:
         ranks = [f"{rank + 1}." for rank in range(self.values.shape[1])]
-        rows = table(["step", "chosen", "", *ranks], map(self._row, range(len(self.chosen))))
+        rows = table(map(cell, ["step", "chosen", "", *ranks]), map(self._row, range(len(self.chosen))))
         return picture(f"<b>{escape(self.title)}</b>", f'<div class="text">{"".join(self._spans())}</div>{rows}', STYLE)
 
     def _spans(self) -> Iterator[str]:
