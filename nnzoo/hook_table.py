@@ -71,8 +71,8 @@ def hook_table(model: HookedModel, layer: int | None = None) -> HookTable:
 
     >>> from nnzoo import LanguageModel
     >>> table = hook_table(LanguageModel("nnzoo/tiny-gpt2").skeleton, layer=1)
-    >>> [row for row in table if row.name == "blocks.1.hook_mlp_out"][0].places
-    ('transformer.h[1].mlp.output',)
+    >>> [row for row in table if row.name == "blocks.1.hook_mlp_out"][0].places[0]
+    'transformer.h[1].mlp.output'
     """
     n_layers = model.config.n_layers
     points = _points(model, layer)

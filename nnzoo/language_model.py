@@ -150,7 +150,7 @@ class LanguageModel(TracedModel):
 
         >>> table = LanguageModel("nnzoo/tiny-llama").hook_table(layer=0)
         >>> [row.numbers for row in table if row.name.endswith("hook_k")]
-        ['[batch, pos, 2, 24]']
+        ['[batch, pos, 2, 32]']
         """
         return hook_table(self._skeleton, layer)
 

@@ -152,7 +152,7 @@ def as_html(result: Result) -> str:
     layout = layout_of(result)
     head = "".join(f"<th style='{_TH}'>{html.escape(shown(label)) if label else ''}</th>" for label in layout.columns)
     return (
-        f"<div style='overflow:auto;max-height:40em'><table style='{_TABLE}'>"
+        f"<div style='overflow:auto;max-height:40em'><table class='nnzoo-result' style='{_TABLE}'>"
         f"<caption style='text-align:left;padding:4px'><b>{html.escape(result.title)}</b>, "
         f"{html.escape(result.quantity)}</caption>"
         f"<thead><tr><th style='{_TH}'>{html.escape(layout.corner)}</th>{head}</tr></thead>"
