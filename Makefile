@@ -34,7 +34,7 @@ check: formatting lint types
 	$(MAKE) test
 
 docs: $(DOCS_INSTALLED)
-	$(BIN)/python -m mkdocs build --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 mutants: $(INSTALLED)
 	$(BIN)/python tests/mutations.py

@@ -15,18 +15,22 @@ from html import escape
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PLACE = re.compile(r"<p>@@output (\d+)@@</p>")
 NOT_RUN = re.compile(r"remote\.md|reference/.*")  # the first needs a server, the second is tested as docstrings
-COURSE, REFERENCE = "course/", "reference/"
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 outputs: dict[str, list[str]] = {}  # of each page, between its two events
 
 
-def on_nav(nav, config, files):
-    """Pages in their order: the start, the course, the guides, the reference."""
-    order = {"index.md": 0}
-    rank = {page: order.get(page.file.src_uri, 1) for page in nav.pages}
-    nav.items.sort(key=lambda item: (item.is_section, rank.get(item, 1) if item.is_page else item.title != "Course"))
-    return nav
+def on_files(files, config):
+    """The menu: the start, the course, the guides, the reference; a page that is added finds its place."""
+    names = [file.src_uri for file in files.documentation_pages()]
+    guides = [name for name in sorted(names) if "/" not in name and name != "index.md"]
+    config.nav = [
+        {"Start": "index.md"},
+        {"Course": sorted(name for name in names if name.startswith("course/"))},
+        {"Guides": guides},
+        {"Reference": [name for name in names if name.startswith("reference/")]},
+    ]
+    return files
 
 
 def on_page_markdown(markdown, page, config, files):

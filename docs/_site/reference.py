@@ -10,8 +10,15 @@ from mkdocs.structure.files import File
 
 import nnzoo
 
-MODULES = ["nnzoo.architectures.gpt2", "nnzoo.architectures.llama", "nnzoo.architectures.mistral"]  # have no __all__
-ROOTS = ["nnzoo.weights"]  # stand in a folder of their own
+MODULES = [  # have no __all__
+    "nnzoo.envoys.envoy",
+    "nnzoo.tracing.tracer",
+    "nnzoo.tracing.graph_object",
+    "nnzoo.architectures.gpt2",
+    "nnzoo.architectures.llama",
+    "nnzoo.architectures.mistral",
+]
+ROOTS = ["nnzoo.weights"]  # stands in a folder of its own
 
 
 def on_files(files, config):
@@ -35,9 +42,9 @@ def modules() -> Iterator[tuple[str, object]]:
 
 def page(name: str, module: object) -> str:
     """A module's page."""
-    names = getattr(module, "__all__", None) or own(module)
+    members = {public: getattr(module, public) for public in getattr(module, "__all__", None) or own(module)}
     parts = [f"# {name}", prose(inspect.getdoc(module) or "")]
-    parts += [one for public in names for one in entry(public, getattr(module, public))]
+    parts += [one for public, value in members.items() for one in entry(public, value, [*members.values()])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -49,25 +56,25 @@ def own(module: object) -> list[str]:
     ]  # fmt: skip
 
 
-def entry(name: str, value: object) -> Iterator[str]:
-    """A class with its methods, a function, or a value."""
+def entry(name: str, value: object, others: list[object]) -> Iterator[str]:
+    """A class with its methods, a function, or a value; `others` are on the page too."""
     yield f"## {name}"
     if inspect.isclass(value) or callable(value):
         yield signature(name, value)
     yield prose(inspect.getdoc(value) or "" if inspect.isclass(value) or callable(value) else repr(value))
     if inspect.isclass(value):
-        for method, function in methods(value):
+        for method, function in methods(value, others):
             yield f"### {name}.{method}"
             if callable(function):
                 yield signature(method, function)
             yield prose(inspect.getdoc(function) or "")
 
 
-def methods(kind: type) -> Iterator[tuple[str, object]]:
-    """Public methods and properties that nnzoo defines and documents, those of the classes above it among them."""
+def methods(kind: type, others: list[object]) -> Iterator[tuple[str, object]]:
+    """Public methods and properties that nnzoo documents, those of a class above it too, unless that is on the page."""
     found = {}
     for one in reversed(kind.__mro__):
-        if one.__module__.startswith("nnzoo"):
+        if one.__module__.startswith("nnzoo") and (one is kind or one not in others):
             found |= {name: value for name, value in vars(one).items() if name[0] != "_"}
     for name, value in sorted(found.items()):
         value = getattr(value, "__func__", value)
@@ -90,7 +97,7 @@ def signature(name: str, value: object) -> str:
 
 def without_modules(annotation: str) -> str:
     """Names of types, less the modules that they are from."""
-    return re.sub(r"\b(nnzoo|torch|collections|pathlib|typing)(\.\w+)*\.(?=\w)", "", annotation)
+    return re.sub(r"\b(nnzoo|torch|collections|jaxtyping|pathlib|typing)(\.\w+)*\.(?=\w)", "", annotation)
 
 
 def prose(docstring: str) -> str:

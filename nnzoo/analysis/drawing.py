@@ -153,7 +153,7 @@ def as_html(result: Result) -> str:
     head = "".join(f"<th style='{_TH}'>{html.escape(shown(label)) if label else ''}</th>" for label in layout.columns)
     return (
         f"<div style='overflow:auto;max-height:40em'><table class='nnzoo-result' style='{_TABLE}'>"
-        f"<caption style='text-align:left;padding:4px'><b>{html.escape(result.title)}</b>, "
+        f"<caption style='text-align:left;padding:4px;white-space:nowrap'><b>{html.escape(result.title)}</b>, "
         f"{html.escape(result.quantity)}</caption>"
         f"<thead><tr><th style='{_TH}'>{html.escape(layout.corner)}</th>{head}</tr></thead>"
         f"<tbody>{''.join(_html_rows(result, layout))}</tbody></table></div>"
