@@ -71,7 +71,7 @@ def test_the_site_has_a_page_for_each_page(site):
 
 def test_pages_have_the_pictures_of_their_own_code(site):
     first = (site / "course" / "1-a-transformer-block.html").read_text()
-    assert "<b>ActivationCache</b>" in first and "<svg" in first and "' Mary'" in first
+    assert "<b>ActivationCache</b>" in first and "<svg" in first and "&#x27; Mary&#x27;" in first
     assert "@@output" not in "".join(page.read_text() for page in site.rglob("*.html"))
     assert "<svg" in (site / "course" / "3-induction-heads.html").read_text()
     assert "rgba(" in (site / "course" / "5-activation-patching.html").read_text()

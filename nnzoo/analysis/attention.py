@@ -13,6 +13,7 @@ from nnzoo.analysis.subject import Model, Subject
 from nnzoo.architectures.html import LINE, POSITIVE, picture, shown
 
 SEEN = 0.005  # a weight below this is as white as none
+LABELLED = 32  # more tokens than that have no room for names, and smaller cells
 LETTERS = 12  # of a token beside a head
 STYLE = f"""
 .nnzoo .heads {{ display: flex; flex-wrap: wrap; gap: 6px 18px; margin-bottom: 14px; }}
@@ -58,11 +59,11 @@ class Attention(Result):
     def _head(self, index: tuple[int, ...], name: str) -> str:
         """One head as an SVG: weights in a frame, tokens at its sides."""
         queries, keys = self.axes[-2:]
-        size = 12 if len(keys.labels) <= 32 else 7
-        left, top = _room(queries), _room(keys) + 20
+        labelled = len(keys.labels) <= LABELLED
+        size, left, top = (12, _room(queries), _room(keys) + 20) if labelled else (7, 8, 22)
         width, height = len(keys.labels) * size, len(queries.labels) * size
         parts = [f'<text class="name" x="{left}" y="13">{escape(name)}</text>']
-        parts += self._labels(left, top, size) if size >= 10 else []
+        parts += self._labels(left, top, size) if labelled else []
         parts += self._weights(index, left, top, size)
         parts.append(f'<rect class="frame" x="{left}" y="{top}" width="{width}" height="{height}"/>')
         box = f'width="{left + width + 2}" height="{top + height + 2}"'
