@@ -4,6 +4,7 @@ import re
 import sys
 import textwrap
 from importlib.util import find_spec
+from shutil import which
 from subprocess import run
 
 import pytest
@@ -96,3 +97,13 @@ def test_the_reference_has_what_is_public(site):
         missing = [name for name in module.__all__ if f'id="{name.lower()}"' not in text]
         assert not missing
     assert 'id="languagemodeltrace"' in (site / "reference" / "nnzoo.html").read_text()
+
+
+@pytest.mark.skipif(which("chromium") is None, reason="chromium is not installed")
+def test_search_works_on_pages_that_were_opened_as_files(site, tmp_path):
+    command = [which("chromium"), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    page = f"file://{site}/index.html?q=induction"
+    found = run(
+        [*command, "--virtual-time-budget=8000", "--dump-dom", page], capture_output=True, text=True, timeout=60
+    )
+    assert re.search(r'class="md-search-result__meta">\d+ matching documents', found.stdout)
