@@ -1,6 +1,7 @@
 # make demo and make test do everything on a machine that has Python >= 3.10 and make, and nothing else.
 #   make demo    a trained transformer, opened up
 #   make test    the tests
+#   make test-ray those of a server on a Ray cluster, for which it installs ray (240 MB), and nothing else does
 #   make check   formatting, lint and types, then the tests
 #   make bench   speed, next to transformers
 #   make docs    the documentation as a site in site/, which can be read without a network
@@ -13,13 +14,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
 
-.PHONY: docs mutants demo test formatting lint types check bench format clean
+.PHONY: docs mutants demo test test-ray formatting lint types check bench format clean
 
 demo: $(INSTALLED)
 	$(BIN)/nnzoo demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-ray: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,ray]'
+	$(BIN)/python -m pytest tests/test_remote_ray.py
 
 formatting: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """Activation patching: which residual vector carries the answer?
 
 Two prompts differ in one word. One vector after another of the clean run is put into the corrupted run; the score says
-how far it moves the answer back, from 0 (not at all) to 1 (all the way). `nnzoo.analysis.patch_activations` does this in
+how far it moves the answer back, from 0 (not at all) to 1 (all the way). `nnzoo.analysis.patch_activations` does it in
 one line, and goes on from the block that it changes; here it is written out.
 
 python examples/activation_patching.py                         the embedded tiny GPT-2

@@ -46,14 +46,23 @@ REFUSED = {
 def check(others: Mapping[str, Any], known: list[str]) -> None:
     """Raise TypeError for an argument that would make a difference and is not implemented, by its name."""
     for name, value in others.items():
-        fine = WITHOUT_EFFECT.get(name, ())
-        if any(one is ANYTHING or (type(one) is type(value) and one == value) for one in fine):
+        if without_effect(name, value):
             continue
         if name in REFUSED:
             raise TypeError(f"LanguageModel takes no {name}={value!r:.60}: {REFUSED[name]}")
         near = difflib.get_close_matches(name, [*known, *WITHOUT_EFFECT], n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(known)}"
         raise TypeError(f"LanguageModel has no argument {name!r}; {hint}")
+
+
+def without_effect(name: str, value: Any) -> bool:
+    """Whether an argument of transformers makes no difference here, with this value.
+
+    >>> without_effect("low_cpu_mem_usage", True), without_effect("use_safetensors", False)
+    (True, False)
+    """
+    fine = WITHOUT_EFFECT.get(name, ())
+    return any(one is ANYTHING or (type(one) is type(value) and one == value) for one in fine)
 
 
 def check_path(path_or_id: Any) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ class Server:
         runner: str | None = None,
         data: Path | None = None,
         wait: bool = True,
+        environment: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="nnzoo-server-"))
         self.data = data or self.folder / "data"
         self.log = self.folder / "log.txt"
-        self._runner = runner
+        self._runner, self._environment = runner, environment or {}
         self._options = {"data": self.data, **({"keys": keys} if keys else {}), **options}
         self._models = list(models)
         self._port = 0
@@ -78,6 +79,7 @@ class Server:
         command = [sys.executable, *program, "serve", *self._models, "--port", str(self._port), *options]
         paths = [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+        environment |= self._environment
         said = len(self.log.read_text()) if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
@@ -121,7 +123,7 @@ def stand_in() -> Iterator[Server]:
 
 if __name__ == "__main__":  # remote_server.py RUNNER serve MODEL...
     from nnzoo import cli
-    from nnzoo.remote.server import local
+    from nnzoo.remote.server import keeping
 
-    local.RUNNER = sys.argv[1]
+    keeping.RUNNER = sys.argv[1]
     sys.exit(cli.main(sys.argv[2:]))

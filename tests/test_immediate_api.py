@@ -41,7 +41,7 @@ MIDS = ["blocks.0.hook_resid_mid", "blocks.1.hook_resid_mid"]
         [re.compile(".*mid"), MIDS[0]],
         lambda name: name.endswith("mid"),
     ],
-    ids=str,
+    ids="list tuple set iterator glob short_glob expression globs expressions function".split(),
 )
 def test_a_filter_selects(names):
     _, cache = small("gpt2").run_with_cache(prompts(), names_filter=names)
@@ -69,7 +69,7 @@ def test_without_a_filter_all_is_kept_but_what_is_n_heads_times_the_stream(model
         (re.compile("hook_[xy]"), "no hook point matches 'hook_[xy]'"),
         (lambda name: "x1" in name, "accepts none of the model's 66 hook points"),
     ],
-    ids=str,
+    ids="name misspelt slashes glob expression function".split(),
 )
 def test_a_filter_that_matches_nothing_is_an_error_with_the_nearest_names(names, message):
     with pytest.raises(KeyError, match=re.escape(message)):

@@ -86,7 +86,8 @@ def test_the_licence_is_mit(metadata, wheel):
     assert any(name.endswith("LICENSE") for name in zipfile.ZipFile(wheel).namelist())
 
 
-EXTRAS = {"nnzoo.remote.server": "serve"}  # packages that only they import for whom an extra was installed
+# modules, by how their names begin, that only they import for whom an extra was installed
+EXTRAS = {"nnzoo.remote.server.ray_": "ray", "nnzoo.remote.server": "serve"}
 
 
 def declared_for(module: str, requirements: list[str]) -> set[str]:
@@ -128,10 +129,10 @@ def needed(requirements: list[str], extra: str, found: set[str]) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("extra", ["dev", "docs"])
+@pytest.mark.parametrize("extra", ["dev", "docs", "ray"])
 def test_constraints_pin_everything_that_development_needs(extra, metadata):
-    if extra == "docs":
-        pytest.importorskip("mkdocs", reason="the site's packages are installed by make docs")
+    if extra != "dev":
+        pytest.importorskip({"docs": "mkdocs", "ray": "ray"}[extra])
     unpinned = needed(metadata.get_all("Requires-Dist"), extra, set()) - pins().keys() - {"nnzoo"}  # of its extras
     assert not unpinned, f"constraints.txt has no version of {sorted(unpinned)}"
 

@@ -103,7 +103,6 @@ def test_the_reference_has_what_is_public(site):
 def test_search_works_on_pages_that_were_opened_as_files(site, tmp_path):
     command = [which("chromium"), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
     page = f"file://{site}/index.html?q=induction"
-    found = run(
-        [*command, "--virtual-time-budget=8000", "--dump-dom", page], capture_output=True, text=True, timeout=60
-    )
+    command += ["--virtual-time-budget=8000", "--dump-dom", page]
+    found = run(command, capture_output=True, text=True, timeout=60)
     assert re.search(r'class="md-search-result__meta">\d+ matching documents', found.stdout)

@@ -1,10 +1,9 @@
 """What a server and a worker process say to each other: a kind, a number, bytes, each with its length before it."""
 
-import asyncio
 import json
 import struct
 from enum import IntEnum
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 _START = struct.Struct("<BIQ")
 
@@ -18,6 +17,7 @@ class Kind(IntEnum):
     ANSWER = 6  # to request `number`
     USELESS = 7  # from the worker: its model cannot be loaded, and why
     CANCEL = 8  # to the worker: request `number` of a batch, whose own number is the data
+    TOO_LARGE = 9  # from where a worker is: it needs more memory than it may have, which is the data
 
 
 class Frame(NamedTuple):
@@ -39,8 +39,14 @@ def packed_json(kind: Kind, value: Any, number: int = 0) -> list[bytes]:
     return packed(kind, number, json.dumps(value).encode())
 
 
-async def read(reader: asyncio.StreamReader, most: int) -> Frame:
-    """The next frame. Raises asyncio.IncompleteReadError at the end, ValueError for more than so many bytes."""
+class Readable(Protocol):
+    """Bytes that come one after the other, as an asyncio.StreamReader gives them."""
+
+    async def readexactly(self, size: int, /) -> bytes: ...
+
+
+async def read(reader: Readable, most: int) -> Frame:
+    """The next frame. Raises EOFError at the end, ValueError for more than so many bytes."""
     kind, number, size = _START.unpack(await reader.readexactly(_START.size))
     if size > most:
         raise ValueError(f"{size} bytes at once, where at most {most} are taken")

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -18,6 +19,7 @@ from nnzoo.remote.server.models import Served, look_up
 from nnzoo.remote.server.patience import patient
 from nnzoo.remote.server.settings import Settings
 from nnzoo.remote.server.store import Store
+from nnzoo.remote.server.workers import Workers
 
 log = logging.getLogger(__name__)
 MOST_CONNECTIONS = 800  # each has a file descriptor, of which a process often has 1024
@@ -31,7 +33,26 @@ def serve(settings: Settings) -> None:
     os.umask(0o077)  # jobs are nobody else's to read
     store = Store(settings.data)
     listening = listen(settings.host, settings.port)
-    asyncio.run(_serve(settings, keys, served, store, listening))
+    workers = workers_of(settings)
+    asyncio.run(_serve(settings, keys, served, store, listening, workers))
+
+
+def workers_of(settings: Settings) -> Workers:
+    """The workers that settings ask for, here or on a cluster. Raises ConnectionError where there is no cluster."""
+    given: dict[str, Any] = {
+        "limits": settings.limits,
+        "memory": settings.worker_memory,
+        "device": settings.device,
+    }
+    if settings.ray is None:
+        return LocalWorkers(settings.models, settings.workers, **given)
+    try:
+        from nnzoo.remote.server import ray_workers
+    except ModuleNotFoundError as error:
+        raise ImportError("a cluster (--ray) needs ray, which is not installed: pip install 'nnzoo[ray]'") from error
+    ray_workers.connect(settings.ray)
+    given |= {"cpus": settings.worker_cpus or 1, "gpus": settings.worker_gpus or 1.0}
+    return ray_workers.RayWorkers(settings.models, settings.workers, **given)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -48,9 +69,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    settings: Settings, keys: AnyKey | KeyFile, served: dict[str, Served], store: Store, listening: socket.socket
+    settings: Settings,
+    keys: AnyKey | KeyFile,
+    served: dict[str, Served],
+    store: Store,
+    listening: socket.socket,
+    workers: Workers,
 ) -> None:
-    workers = LocalWorkers(settings.models, settings.workers, limits=settings.limits, memory=settings.worker_memory)
     dispatcher = Dispatcher(settings, store, workers, Metrics())
     app = Service(dispatcher, keys, served, any_host=settings.keys is not None).app()
     config = uvicorn.Config(

@@ -27,6 +27,10 @@ class Settings:
     data: Path = field(default_factory=default_data)
 
     workers: int = 1  # of each model
+    device: str = "cpu"  # of each worker
+    ray: str | None = None  # the address of a cluster that has the workers; None: this machine
+    worker_cpus: int | None = None  # of one worker on a cluster; None: 1
+    worker_gpus: float | None = None  # the same, for a device of CUDA's; None: 1
     worker_memory: int | None = None  # of one worker, its weights where they are no mapped file included
     joined: int = 8  # jobs that a worker is given at once, when more wait than there are workers
     limits: Limits = field(default_factory=Limits)  # of one request
@@ -46,6 +50,10 @@ class Settings:
         doubled = sorted({name for name in self.models if self.models.count(name) > 1})
         if doubled:
             raise ValueError(f"{doubled[0]} is named twice; --workers says how many workers each model has")
+        if self.ray is None and (self.worker_cpus or self.worker_gpus):
+            raise ValueError("--worker-cpus and --worker-gpus are for workers on a cluster (--ray ADDRESS)")
+        if self.worker_gpus and not self.device.startswith("cuda"):
+            raise ValueError(f"--worker-gpus is for --device cuda, and the workers' is {self.device}")
         if self.keys is None and not self.is_loopback:
             raise ValueError(
                 f"beyond this machine (--host {self.host}) a server needs keys: "

@@ -92,7 +92,7 @@ def _loaded(settings: dict[str, Any]) -> tuple[Any, Callable[..., Iterable[tuple
 
     torch.set_num_threads(settings["threads"])
     module, name = settings["runner"].split(":")
-    model = LanguageModel(settings["model"]).dispatch()
+    model = LanguageModel(settings["model"], device=settings["device"]).dispatch()
     return model, getattr(import_module(module), name), Limits(**settings["limits"])
 
 

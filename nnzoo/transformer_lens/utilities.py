@@ -1,0 +1,3 @@
+"""`utils` by its name in TransformerLens 3."""
+
+from nnzoo.transformer_lens.utils import *  # noqa: F403
