@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnzoo.architectures.cache_html import cache_html
 from nnzoo.architectures.cache_shapes import CacheShapes, shapes_of
 from nnzoo.architectures.hooks import Handle, HookPoint, Read
+from nnzoo.architectures.html import page
 from nnzoo.architectures.names import get_act_name
 from nnzoo.architectures.residual_stream import ResidualStream
 from nnzoo.architectures.slices import SliceInput, at_positions, take
@@ -87,6 +89,13 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
         4 values, 7.5 KB in memory
         """
         return shapes_of(self.cache_dict, self.model.hook_points, self.has_batch_dim)
+
+    def _repr_html_(self) -> str:
+        return cache_html(self.cache_dict, self.model, self.has_batch_dim)
+
+    def to_html(self) -> str:
+        """What a notebook shows, as one page that needs nothing else: no script, no network."""
+        return page("ActivationCache", self._repr_html_())
 
     def to(self, device: torch.device | str) -> "ActivationCache":
         """Move the values, in this cache itself; those that share memory share it on the device too."""

@@ -13,9 +13,9 @@ from rich.text import Text
 from torch import Tensor
 
 from nnzoo import LanguageModel
-from nnzoo.analysis.drawing import shown
 from nnzoo.analysis.results import Result
 from nnzoo.analysis.subject import Subject
+from nnzoo.architectures.html import shown
 from nnzoo.cli.document import Answer, html_cell, html_table
 from nnzoo.cli.generate import utf8
 from nnzoo.cli.terminal import shade

@@ -9,14 +9,16 @@ from rich.text import Text
 
 from nnzoo.analysis.drawing import as_html, rich_table
 from nnzoo.analysis.results import Result
+from nnzoo.architectures.html import DARK, LIGHT, page
 
-STYLE = """
-:root { color-scheme: light dark; --page: #fbfbfa; --ink: #1c1e21; --faint: #6a6f76; --line: #d9dbde;
-        --heat: 38, 118, 214; --strength: .75; --right: 20, 122, 60; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #15171a; --ink: #e6e7e9; --faint: #9aa0a8; --line: #33373c;
-          --heat: 88, 158, 245; --strength: .65; --right: 96, 208, 138; }
-}
+COLORS = f"""
+:root {{ color-scheme: light dark; {LIGHT}; --line: #d9dbde;
+        --heat: 38, 118, 214; --strength: .75; --right: 20, 122, 60; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ {DARK}; --line: #33373c; --heat: 88, 158, 245; --strength: .65; --right: 96, 208, 138; }}
+}}
+"""
+RULES = """
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--ink);
        font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin-bottom: 0; }
@@ -49,20 +51,7 @@ figcaption { color: var(--faint); font-size: .85rem; }
 
 def document(title: str, about: str, body: str) -> str:
     """The page. `body` is HTML, `title` and `about` are text."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<p class="faint">{escape(about)}</p>
-{body}</body>
-</html>
-"""
+    return page(title, f'<h1>{escape(title)}</h1>\n<p class="faint">{escape(about)}</p>\n{body}', COLORS + RULES)
 
 
 class Answer:

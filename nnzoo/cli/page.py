@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from html import escape
 
-from nnzoo.analysis.drawing import shown
+from nnzoo.architectures.html import shown
 from nnzoo.cli.document import document, html_cell, html_table
 from nnzoo.cli.findings import Findings, Induction, Lens, Patch, Predictions, Section
 

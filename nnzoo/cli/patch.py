@@ -4,9 +4,9 @@ from argparse import Namespace
 
 from nnzoo import LanguageModel
 from nnzoo.analysis import patch_activations
-from nnzoo.analysis.drawing import shown
 from nnzoo.analysis.results import Entry
 from nnzoo.analysis.subject import Subject
+from nnzoo.architectures.html import shown
 from nnzoo.cli.document import Answer
 from nnzoo.cli.generate import utf8
 from nnzoo.cli.lens import token_of
