@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ceilings, forward, generating, memory, patching, starting, tracing
+from benchmarks import ceilings, forward, generating, memory, patching, remote, starting, tracing
 from benchmarks.folders import MINIATURES, SIZES, Size, default_home
 from benchmarks.measure import ENOUGH, ONCE, Effort
 from benchmarks.peers import Peer, all_peers
@@ -27,7 +27,7 @@ PER_SIZE: dict[str, Callable[..., list[Row]]] = {
     "generate": generating.rows,
     "patching": patching.rows,
 }
-SUBJECTS = ["machine", *PER_SIZE, "memory", "loading", "import"]
+SUBJECTS = ["machine", *PER_SIZE, "memory", "loading", "import", "remote"]
 
 
 def main() -> None:
@@ -50,6 +50,8 @@ def rows_of(subject: str, sizes: list[Size], home: Path, peers: Sequence[Peer], 
         yield from ceilings.rows(effort=effort)
     elif subject == "import":
         yield from starting.importing(effort)
+    elif subject == "remote":
+        yield from remote.rows(effort)
     elif subject == "memory":
         yield from memory.rows(sizes[0], home, peers)
     elif subject == "loading":

@@ -19,9 +19,10 @@ class Client(httpx2.Client):
     def __init__(self, url: str, key: str = "key") -> None:
         super().__init__(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
 
-    def submit(self, request: bytes, **headers: str) -> httpx2.Response:
+    def submit(self, request: bytes, wait: float | None = None, **headers: str) -> httpx2.Response:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.post("/jobs", content=request, headers={"Content-Type": MEDIA_TYPE, **names})
+        params = {} if wait is None else {"wait": wait}
+        return self.post("/jobs", content=request, params=params, headers={"Content-Type": MEDIA_TYPE, **names})
 
     def queue(self, request: bytes, **headers: str) -> str:
         """Send a job that is taken; gives its id."""

@@ -1,4 +1,7 @@
-"""A stand-in for the running of graphs: jobs that sleep, grow, crash or answer at once, as their text says."""
+"""A stand-in for the running of graphs: jobs that sleep, grow, crash or answer at once, as their text says.
+
+One that waits does so until a test makes the file that is its `gate`: no test has to be quick.
+"""
 
 import json
 import os
@@ -10,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nnzoo.remote.protocol import pack, unpack
+from nnzoo.remote.protocol import Message, pack, unpack
 
 MODEL = "nnzoo/tiny-gpt2"
 
@@ -40,10 +43,10 @@ def _run(number: int, request: bytes, together: int, report: Callable[[int, Prog
     if "journal" in asked:  # that it was begun, for tests that count
         with open(asked["journal"], "a") as file:
             file.write(f"{asked.get('name', '')} {os.getpid()} {together}\n")
-    tensors = {}
-    if asked["do"] == "sleep":
-        until = time.monotonic() + asked["seconds"]
-        while time.monotonic() < until:
+    tensors = {"name": torch.tensor([*str(asked.get("name")).encode()], dtype=torch.uint8)}
+    if asked["do"] in ("sleep", "wait"):
+        until = time.monotonic() + asked.get("seconds", 300)
+        while time.monotonic() < until and not ("gate" in asked and os.path.exists(asked["gate"])):
             try:
                 report(number, Progress(layer=1, n_layers=4))
             except Exception as error:
@@ -55,15 +58,22 @@ def _run(number: int, request: bytes, together: int, report: Callable[[int, Prog
         kept = [torch.ones(2**20) for _ in range(asked["mib"] // 4)]
         time.sleep(5)
         assert kept
+    elif asked["do"] == "break":
+        raise RuntimeError("this worker is of no use any more")
     elif asked["do"] == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif asked["do"] == "bytes":
-        tensors = {"t": torch.zeros(asked["size"], dtype=torch.uint8)}
+        tensors |= {"t": torch.zeros(asked["size"], dtype=torch.uint8)}
     elif asked["do"] == "fail":
         return failure(ValueError("no"))
-    fields = {"made": [], "absent": [], "drawn": [], "gradients": {}, "grads": {}, "log": [str(asked.get("name"))]}
-    return pack("result", {**fields, "saved": {"0": "t"} if tensors else {}}, tensors)
+    fields = {"made": [], "absent": [], "drawn": [], "gradients": {}, "grads": {}}
+    return pack("result", {**fields, "saved": dict(zip("01", tensors, strict=False))}, tensors)
 
 
 def failure(error: Exception) -> bytes:
     return pack("error", {"type": type(error).__name__, "message": str(error), "line": None, "code": "run"})
+
+
+def said(answer: Message) -> str:
+    """The name of the job whose answer it is."""
+    return bytes(answer.tensors["name"].tolist()).decode()

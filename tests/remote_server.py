@@ -121,6 +121,13 @@ def stand_in() -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """A file for which jobs of the stand-in wait; what a failed test leaves waiting is let go."""
+    yield tmp_path / "gate"
+    (tmp_path / "gate").touch()
+
+
 if __name__ == "__main__":  # remote_server.py RUNNER serve MODEL...
     from nnzoo import cli
     from nnzoo.remote.server import keeping

@@ -97,6 +97,10 @@ class StandIn:
         self.jobs[job["id"]] = job
         if not self.is_stopped:
             self.run(job)
+        if job["result"] and "wait" in request.url.params:
+            return Answer(
+                200, content=job["result"], headers={"Content-Type": MEDIA_TYPE, "Location": f"/jobs/{job['id']}"}
+            )
         return Answer(202, json=about(job))
 
     def run(self, job: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ SECTIONS = {
     "Memory of a trace that saves one layer": 2,
     "Loading a checkpoint": 3,
     "Importing": 1,
+    "Remote trace that saves one layer, loopback": 2,
 }
 
 

@@ -116,6 +116,24 @@ def test_it_is_given_up_when_nobody_answers(server, pauses):
     assert not server.jobs
 
 
+def test_an_answer_that_is_there_soon_comes_with_the_request(server):
+    send()
+    assert server.asked == ["POST /jobs"]
+
+
+@pytest.mark.parametrize("came", [True, False], ids=["after it came", "before it came"])
+def test_a_job_whose_sending_is_interrupted_is_cancelled(server, came):
+    def interrupted(request: httpx2.Request) -> None:
+        if came:
+            server.answer(request)
+        raise KeyboardInterrupt
+
+    server.is_stopped, server.faults = True, [interrupted]
+    with pytest.raises(KeyboardInterrupt):
+        send()
+    assert [job["status"] for job in server.jobs.values()] == ["cancelled"]
+
+
 def test_two_traces_are_two_jobs(server):
     send(), send()
     assert server.runs == 2
@@ -159,10 +177,11 @@ def test_a_model_that_is_not_served_is_named_with_those_that_are(server):
 
 def test_a_result_of_another_version_says_who_is_to_update(server):
     def newer(request: httpx2.Request) -> httpx2.Response:
-        data = server.answer(request).content
-        return httpx2.Response(200, content=data[:6] + b"\x02\x00" + data[8:])
+        answer = server.answer(request)
+        data = answer.content
+        return httpx2.Response(200, content=data[:6] + b"\x02\x00" + data[8:], headers=answer.headers)
 
-    server.faults = [lambda request: None, newer]
+    server.faults = [newer]
     with pytest.raises(ProtocolError, match=r"version 2 of nnzoo's protocol, this client version 1: update the client"):
         send()
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, Message, ProtocolError, pack, unpack
+from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, Message, ProtocolError, opening, pack, unpack
 
 REQUEST = {"model": "nnzoo/tiny-gpt2", "graph": "{}"}
 RESULT: dict[str, Any] = {
@@ -21,7 +21,6 @@ RESULT: dict[str, Any] = {
     "absent": [7],
     "made": [None, 4],
     "drawn": [None],
-    "log": ["a line"],
 }
 ERROR = {"type": "GraphError", "message": "no \u2260", "line": ["a.py", 3, "f"], "code": "graph"}
 KINDS = ("request", "result", "error")
@@ -161,7 +160,6 @@ def test_other_bytes_are_refused(data: bytes) -> None:
         ("result", {"saved": [1]}, "saved"),
         ("result", {"absent": [-1]}, "absent"),
         ("result", {"made": [True]}, "made"),
-        ("result", {"log": "line"}, "log"),
         ("result", {"extra": 1}, "extra"),
     ],
 )
@@ -221,3 +219,42 @@ def test_any_change_of_bytes_is_read_or_refused(which: int, spots: list[tuple[in
         return
     assert all(isinstance(one, Tensor) for one in message.tensors.values())
     read(pack(message.kind, message.fields, message.tensors))
+
+
+# --- the beginning of a message, which is all that a server looks at -------------------------------------------------
+
+
+def test_the_beginning_says_kind_and_model_whatever_the_order_of_the_fields() -> None:
+    data = pack("request", dict(reversed(REQUEST.items())))
+    assert opening(data, kinds=["request"]) == ("request", REQUEST["model"])
+    assert opening(pack("error", ERROR), kinds=["result", "error"]) == ("error", "")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"kind": "request", "others": {}, **REQUEST},
+        {"kind": "request"},
+        {"kind": "request", "model": 7},
+        {"kind": "request", "model": "m" * 10_000},
+        {"kind": "result", "model": "m"},
+        {"kind": [[]] * 100_000, "model": "m"},
+        {"kind": {str(i): i for i in range(100_000)}, "model": "m"},
+        [1, 2],
+    ],
+    ids=["later", "none", "number", "long", "another kind", "many lists", "many names", "list"],
+)
+def test_a_request_that_does_not_begin_with_its_model_is_refused(header: Any) -> None:
+    with pytest.raises(ProtocolError):
+        opening(framed(msgpack.packb(header)), kinds=["request"])
+
+
+def test_what_follows_the_beginning_is_not_decoded() -> None:
+    start = b"\x83" + b"".join(map(msgpack.packb, ("kind", "request", "model", "m")))
+    assert opening(framed(start + b"\xc1" * 10_000), kinds=["request"]) == ("request", "m")
+
+
+@given(data=st.binary(max_size=60), front=st.sampled_from([b"", b"nnzoo\0\1\0", b"nnzoo\0\1\0\7\0\0\0"]))
+def test_any_other_beginning_is_refused(data: bytes, front: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        opening(front + data, kinds=["request"])

@@ -12,7 +12,7 @@ from nnzoo.cli import main
 from nnzoo.remote.protocol import MEDIA_TYPE
 from nnzoo.remote.server.keys import new_key
 from remote_http import Client, begun
-from remote_jobs import job
+from remote_jobs import job, said
 from remote_server import Server
 
 
@@ -35,8 +35,8 @@ def key(keys):
 @pytest.fixture(scope="module")
 def tight(keys, key):
     """A server with one worker that gives little of everything, and asks for keys."""
-    options = {"workers": 1, "seconds": 2, "worker_memory": "350M", "request_bytes": "100K", "queued_jobs": 3}
-    with Server(keys=keys, runner="remote_jobs:answers", patience=1, grace=2, **options) as running:
+    options = {"workers": 1, "seconds": 4, "worker_memory": "350M", "request_bytes": "100K", "queued_jobs": 3}
+    with Server(keys=keys, runner="remote_jobs:answers", patience=1, grace=20, **options) as running:
         yield running
 
 
@@ -64,22 +64,23 @@ def raw(server: Server, request: str, key: str = "key") -> socket.socket:
 
 def worker_of(journal) -> int:
     """The process in which the job that was begun last runs."""
-    while not journal.exists():
+    while not (journal.exists() and journal.read_text().endswith("\n")):
         time.sleep(0.01)
     return int(journal.read_text().split()[-2])
 
 
-def test_a_job_whose_worker_is_killed_runs_once_more(client, tmp_path):
+def test_a_job_whose_worker_is_killed_runs_once_more(client, tmp_path, gate):
     journal = tmp_path / "journal"
-    id = client.queue(job("sleep", seconds=0.4, name="again", journal=str(journal)))
+    id = client.queue(job("wait", gate=str(gate), name="again", journal=str(journal)))
     os.kill(worker_of(journal), signal.SIGKILL)
+    gate.touch()
     assert client.answer(id).kind == "result"
     assert begun(journal) == ["again", "again"]
 
 
 def test_a_job_whose_worker_is_killed_twice_is_answered_with_an_error(client, tmp_path):
     journal = tmp_path / "journal"
-    id = client.queue(job("sleep", seconds=20, name="twice", journal=str(journal)))
+    id = client.queue(job("wait", name="twice", journal=str(journal)))
     os.kill(worker_of(journal), signal.SIGKILL)
     while len(begun(journal)) < 2:
         time.sleep(0.01)
@@ -89,23 +90,36 @@ def test_a_job_whose_worker_is_killed_twice_is_answered_with_an_error(client, tm
     assert "SIGKILL" in answer.fields["message"]
 
 
-def test_a_job_that_crashes_its_worker_harms_no_other(client, tmp_path):
+def test_a_worker_that_can_run_nothing_more_is_replaced_and_its_jobs_run_once_more(client, tmp_path, gate):
+    journal = tmp_path / "journal"
+    busy = [client.queue(job("wait", gate=str(gate))) for _ in range(2)]
+    broken = client.queue(job("break", name="broken", journal=str(journal)))
+    others = [client.queue(job(name=str(i))) for i in range(4)]
+    gate.touch()
+    assert client.answer(broken).fields["code"] == "worker"
+    assert 2 <= begun(journal).count("broken") <= 3  # with others, then alone
+    assert all(client.answer(one).kind == "result" for one in [*busy, *others])
+
+
+def test_a_job_that_crashes_its_worker_harms_no_other(client, tmp_path, gate):
     journal = str(tmp_path / "journal")
-    busy = [client.queue(job("sleep", seconds=0.3)) for _ in range(2)]
+    busy = [client.queue(job("wait", gate=str(gate))) for _ in range(2)]
     names = ["a", "b", "bad", "c", "d", "e"]
     ids = {n: client.queue(job("segfault" if n == "bad" else "answer", name=n, journal=journal)) for n in names}
+    gate.touch()
     answers = {name: client.answer(id) for name, id in ids.items()}
     assert {name for name, answer in answers.items() if answer.kind == "error"} == {"bad"}
     assert answers["bad"].fields["code"] == "worker"
-    assert all(answers[name].fields["log"] == [name] for name in names if name != "bad")
+    assert all(said(answers[name]) == name for name in names if name != "bad")
     assert begun(tmp_path / "journal").count("bad") <= 2
     assert all(client.answer(one).kind == "result" for one in busy)
 
 
-def test_jobs_that_wait_together_are_given_to_a_worker_together(client, tmp_path):
-    busy = [client.queue(job("sleep", seconds=0.3)) for _ in range(2)]
+def test_jobs_that_wait_together_are_given_to_a_worker_together(client, tmp_path, gate):
+    busy = [client.queue(job("wait", gate=str(gate))) for _ in range(2)]
     ids = [client.queue(job(name=str(i), journal=str(tmp_path / "journal"))) for i in range(6)]
-    assert [client.answer(id).fields["log"] for id in ids] == [[str(i)] for i in range(6)]
+    gate.touch()
+    assert [said(client.answer(id)) for id in ids] == [str(i) for i in range(6)]
     together = [int(line.split()[2]) for line in (tmp_path / "journal").read_text().splitlines()]
     assert max(together) > 1
     assert all(client.answer(one).kind == "result" for one in busy)
@@ -127,42 +141,43 @@ def test_a_job_that_needs_too_much_memory_is_ended_with_its_worker(limited):
 # --- servers that end ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_killed_server_left_is_run_by_the_next(limited, tight, tmp_path):
+def test_what_a_killed_server_left_is_run_by_the_next(limited, tight, tmp_path, gate):
     journal = tmp_path / "journal"
     finished = limited.queue(job(name="finished", journal=str(journal)))
     limited.answer(finished)
-    running = limited.queue(job("sleep", seconds=0.5, name="running", journal=str(journal)), Idempotency_Key="r")
-    limited.until(running, "running")
+    request = job("wait", gate=str(gate), name="running", journal=str(journal))
+    running = limited.queue(request, Idempotency_Key="r")
+    while begun(journal) != ["finished", "running"]:
+        time.sleep(0.01)
     queued = limited.queue(job(name="queued", journal=str(journal)))
     tight.restart(wait=False)
-    assert (
-        limited.queue(job("sleep", seconds=0.5, name="running", journal=str(journal)), Idempotency_Key="r") == running
-    )
-    assert [limited.answer(id).fields["log"] for id in (finished, running, queued)] == [
-        ["finished"],
-        ["running"],
-        ["queued"],
-    ]
+    gate.touch()
+    assert limited.queue(request, Idempotency_Key="r") == running
+    assert [said(limited.answer(id)) for id in (finished, running, queued)] == ["finished", "running", "queued"]
     assert begun(journal) == ["finished", "running", "running", "queued"]
 
 
-def test_a_server_that_is_asked_to_end_lets_jobs_end_and_keeps_the_queue(limited, tight, tmp_path):
+def test_a_server_that_is_asked_to_end_lets_jobs_end_and_keeps_the_queue(limited, tight, tmp_path, gate):
     journal = tmp_path / "journal"
-    running = limited.queue(job("sleep", seconds=0.5, name="running", journal=str(journal)))
+    running = limited.queue(job("wait", gate=str(gate), name="running", journal=str(journal)))
     limited.until(running, "running")
     queued = limited.queue(job(name="queued", journal=str(journal)))
-    assert tight.stop() == 0
+    tight.process.terminate()
+    while "no more jobs are taken" not in tight.log.read_text():
+        time.sleep(0.01)
+    gate.touch()
+    assert tight.process.wait(60) == 0
     assert begun(journal) == ["running"]
     tight.restart()
-    assert [limited.answer(id).fields["log"] for id in (running, queued)] == [["running"], ["queued"]]
+    assert [said(limited.answer(id)) for id in (running, queued)] == ["running", "queued"]
     assert begun(journal) == ["running", "queued"]
 
 
 # --- clients that stand still, or go ---------------------------------------------------------------------------------
 
 
-def test_a_client_that_goes_takes_nothing_with_it(client, stand_in):
-    id = client.queue(job("sleep", seconds=0.5))
+def test_a_client_that_goes_takes_nothing_with_it(client, stand_in, gate):
+    id = client.queue(job("wait", gate=str(gate)))
     for path in ("events", "result?wait=20"):
         connection = raw(stand_in, f"GET /jobs/{id}/{path} HTTP/1.1")
         connection.sendall(b"\r\n")
@@ -170,6 +185,7 @@ def test_a_client_that_goes_takes_nothing_with_it(client, stand_in):
     connection = raw(stand_in, "POST /jobs HTTP/1.1")
     connection.sendall(f"Content-Type: {MEDIA_TYPE}\r\nContent-Length: 1000\r\n\r\nhalf".encode())
     connection.close()
+    gate.touch()
     assert client.answer(id).kind == "result"
 
 
@@ -181,9 +197,7 @@ def test_a_slow_reader_keeps_nobody_waiting(client, stand_in):
     for reader in readers:
         reader.sendall(b"\r\n")
         assert reader.recv(100).startswith(b"HTTP/1.1 200")
-    start = time.monotonic()
-    assert client.answer(client.queue(job())).kind == "result"
-    assert time.monotonic() - start < 2
+    assert client.answer(client.queue(job())).kind == "result"  # while all eight stand still
     assert memory(stand_in) - before < 50e6
     for reader in readers:
         reader.close()
@@ -209,7 +223,7 @@ def test_a_slow_sender_is_given_up(tight, key):
         start = time.monotonic()
         sender.sendall(b"nnzoo")
         assert sender.recv(1000).startswith(b"HTTP/1.1 408")
-        assert 0.5 < time.monotonic() - start < 5
+        assert time.monotonic() - start > 0.5
 
 
 def test_headers_that_never_end_are_given_up(tight):
@@ -234,11 +248,12 @@ def test_a_request_that_grows_beyond_what_it_said_is_refused(limited):
     assert (response.status_code, response.json()["error"]["code"]) == (413, "limit")
 
 
-def test_one_key_may_not_fill_the_queue(limited):
-    ids = [limited.queue(job("sleep", seconds=0.3)) for _ in range(3)]
+def test_one_key_may_not_fill_the_queue(limited, gate):
+    ids = [limited.queue(job("wait", gate=str(gate))) for _ in range(3)]
     response = limited.submit(job())
     assert (response.status_code, response.json()["error"]["code"]) == (429, "limit")
     assert int(response.headers["Retry-After"]) >= 1
+    gate.touch()
     assert all(limited.answer(id).kind == "result" for id in ids)
     assert limited.answer(limited.queue(job())).kind == "result"
 

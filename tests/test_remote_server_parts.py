@@ -111,9 +111,28 @@ def test_the_oldest_answers_go_when_there_are_too_many_bytes(store, clock):
     assert store.kept_bytes == 20
 
 
+def test_who_keeps_most_loses_first_when_there_are_too_many_bytes(store, clock):
+    modest, greedy = added(store, owner="modest"), [added(store, owner="greedy") for _ in range(3)]
+    for row in (modest, *greedy):
+        clock.now += 1
+        answered(store, row, bytes(10))
+    store.sweep(seconds=1000.0, most_bytes=25)
+    assert [row for row in (modest, *greedy) if store.answer(row.id).exists()] == [modest, greedy[-1]]
+
+
 def test_jobs_are_for_nobody_elses_eyes(store, tmp_path):
     folders = [tmp_path / "jobs", *(tmp_path / "jobs" / name for name in ("uploads", "requests", "answers"))]
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700] * 4
+
+
+def test_a_folder_that_others_may_enter_keeps_no_jobs(tmp_path):
+    for part in ("", "answers"):
+        (tmp_path / "open" / part).mkdir(mode=0o700, parents=True)
+        (tmp_path / "open" / part).chmod(0o777)
+        with pytest.raises(PermissionError, match=f"chmod 700 {tmp_path / 'open' / part}"):
+            Store(tmp_path / "open")
+        (tmp_path / "open" / part).chmod(0o700)
+    Store(tmp_path / "open").close()
 
 
 # --- turns -----------------------------------------------------------------------------------------------------------
@@ -209,6 +228,16 @@ def test_while_a_file_is_unreadable_its_last_keys_hold(tmp_path):
         KeyFile(file)
     file.write_text(text.replace("alice", "renamed"))
     assert keys.owner(key).name == "renamed"
+
+
+def test_a_file_into_which_others_may_write_is_refused(tmp_path):
+    file = tmp_path / "keys"
+    key = new_key(file, "alice")
+    keys = KeyFile(file)
+    file.chmod(0o666)
+    with pytest.raises(ValueError, match=f"chmod 600 {file}"):
+        KeyFile(file)
+    assert keys.owner(key).name == "alice"  # a server that runs goes on with those it has read
 
 
 def test_any_key_is_still_its_own():

@@ -9,7 +9,7 @@ from nnzoo import LanguageModel
 from nnzoo.remote.protocol import pack
 from remote_http import Client
 
-PROMPTS = ["The capital of France is", "Two", "The capital of Germany is what", "drink"]
+PROMPTS = ["The capital of France is", "Two", "The capital of Germany is what", "drink", "The keys"]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def test_many_clients_at_once_get_each_their_own(model, server):
         pairs = zip(answers, jobs[number], strict=True)
         return all(torch.allclose(*answer.tensors.values(), logits, atol=1e-5) for answer, (_, logits) in pairs)
 
-    jobs = [[traced(model, prompt, 1 + number / 4) for prompt in PROMPTS] for number in range(6)]
-    with ThreadPoolExecutor(6) as pool:
-        assert all(pool.map(client, range(6)))
+    jobs = [[traced(model, prompt, 1 + number / 4) for prompt in PROMPTS] for number in range(10)]
+    with ThreadPoolExecutor(10) as pool:
+        assert all(pool.map(client, range(10)))
 
 
 def test_a_graph_that_is_none_is_answered_and_the_worker_stays(server):

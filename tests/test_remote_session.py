@@ -165,6 +165,16 @@ def test_it_need_not_wait(pair: Pair) -> None:
         unsaved + 1
 
 
+def test_an_edit_in_a_session_cannot_use_what_the_session_has_not_sent(pair: Pair) -> None:
+    model = pair.there
+    with pytest.raises(TraceError, match="In a remote session it is a plain tensor when the session has ended"):
+        with model.session(remote=True):
+            with model.trace(PROMPT):
+                hidden = model.blocks[1].output[0].save()
+            with model.edit() as edited:
+                edited.blocks[2].output[0][:] = hidden
+
+
 def test_what_an_alias_sees_is_asked_for_explicitly(pair: Pair) -> None:
     model = pair.there
     with pytest.raises(TraceError, match=r"shares its memory with another .* take a clone before you edit it"):

@@ -1,5 +1,6 @@
 """A trace gives the same values with and without remote=True, on a client that has no weights."""
 
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -365,6 +366,19 @@ def test_a_trace_that_does_not_wait_is_filled_in_later(pair, how):
         assert_same(hidden, expected)
     with pytest.raises(TraceError, match="was not saved"):
         unsaved + 1
+
+
+def test_the_cache_of_a_trace_that_does_not_wait_says_so_until_it_is_filled(pair):
+    pair.server.is_stopped = True
+    with pair.there.trace(PROMPT, remote=True, blocking=False) as tracer:
+        cache = tracer.cache()
+    block = cache["model.transformer.h.1"]
+    for read in (lambda: block.output, lambda: len(block), lambda: pickle.dumps(cache)):
+        with pytest.raises(TraceError, match=rf"the cache is not here yet: .* job {tracer.job.id}, whose result"):
+            read()
+    pair.server.run(pair.server.jobs[tracer.job.id])
+    tracer.job.result()
+    assert type(block.output[0]) is Tensor
 
 
 def test_a_job_is_not_there_before_the_end(pair):

@@ -16,8 +16,10 @@ def run(options: Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if value is not None and name != "command"}
     limits = {limit.name: given.pop(limit.name) for limit in fields(Limits) if limit.name in given}
     files = {name: Path(given.pop(name)) for name in ("data", "keys") if name in given}
-    models = tuple(given.pop("models"))
-    settings = imported("settings").Settings(models=models, limits=Limits(**limits), **files, **given)
+    models = dict(imported("models").split(text) for text in given.pop("models"))
+    settings = imported("settings").Settings(
+        models=tuple(models), paths=models, limits=Limits(**limits), **files, **given
+    )
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     imported("serving").serve(settings)
     return 0

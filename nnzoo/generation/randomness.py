@@ -16,7 +16,7 @@ def fork(device: torch.device | str = "cpu") -> torch.Generator:
     """
     device = torch.device(device)
     generator = torch.Generator(device)
-    generator.set_state(_global(device).get_state())
+    generator.set_state(global_generator(device).get_state())
     return generator
 
 
@@ -29,7 +29,7 @@ def adopt(generator: torch.Generator) -> None:
     >>> torch.rand(1) == drawn
     tensor([False])
     """
-    _global(generator.device).set_state(generator.get_state())
+    global_generator(generator.device).set_state(generator.get_state())
 
 
 def copied(generator: torch.Generator) -> torch.Generator:
@@ -44,7 +44,8 @@ def seeded(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def _global(device: torch.device) -> torch.Generator:
+def global_generator(device: torch.device) -> torch.Generator:
+    """The generator of a device from which is drawn when nobody names another. Raises ValueError for no such."""
     if device.type == "cpu":
         return torch.default_generator
     if device.type != "cuda":

@@ -4,6 +4,8 @@ import os
 import random
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -69,6 +71,7 @@ class Client:
         self.host = host.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Timeout(timeout, connect=10)
+        self._names: dict[str, str] = {}
         self._http = httpx2.Client(base_url=self.host, headers=headers, timeout=limits, transport=transport)
 
     def close(self) -> None:
@@ -81,16 +84,35 @@ class Client:
         """What the server serves."""
         return self._call("GET", "/models").json()
 
+    def name_of(self, model: str) -> str:
+        """What the server calls a model: a folder here that it does not list goes by the folder's own name there."""
+        if model not in self._names:
+            is_theirs = not Path(model).is_dir() or any(one["name"] == model for one in self.models())
+            self._names[model] = model if is_theirs else Path(model).resolve().name
+        return self._names[model]
+
     def version(self) -> dict[str, Any]:
         """The versions of the server and of its protocol."""
         return self._call("GET", "/version").json()
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
-    def submit(self, request: bytes) -> dict[str, Any]:
-        """A new job, as the server describes it; however often the request must be sent, it is one job."""
+    def submit(self, request: bytes, wait: int | float = 0) -> tuple[dict[str, Any], bytes | None]:
+        """A new job, as the server describes it, and its message where it ends within the wait, in seconds.
+
+        However often the request must be sent, it is one job. Interrupted (Ctrl-C), it is cancelled.
+        """
         headers = {"Idempotency-Key": str(uuid4()), "Content-Type": MEDIA_TYPE}
-        return self._call("POST", "/jobs", content=request, headers=headers).json()
+        how = {"content": request, "headers": headers}
+        try:
+            answer = self._call("POST", "/jobs", params={"wait": f"{wait:g}"} if wait else {}, **how)
+        except KeyboardInterrupt:  # what its name is, the server says when it is sent again
+            with suppress(Exception):
+                self.cancel(self._call("POST", "/jobs", **how).json()["id"])
+            raise
+        if answer.headers.get("Content-Type") == MEDIA_TYPE:
+            return {"id": answer.headers["Location"].rpartition("/")[2]}, answer.content
+        return answer.json(), None
 
     def status(self, job: str) -> dict[str, Any]:
         """How a job stands."""

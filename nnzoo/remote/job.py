@@ -14,7 +14,7 @@ from nnzoo.remote.errors import RemoteError, failure
 from nnzoo.remote.progress import Display
 from nnzoo.remote.protocol import Message, unpack
 
-_FIRST_WAIT = 0.5  # seconds: what is there by then needs no display
+FIRST_WAIT = 0.5  # seconds: what is there by then needs no display, and no second request
 
 
 class Status(str, Enum):
@@ -43,13 +43,14 @@ class Event(NamedTuple):
 
 
 class Job:
-    """One job. `receive` makes of its result what `result()` gives.
+    """One job, which is sent. `receive` makes of its result what `result()` gives; one may `wait` for it at once.
 
     `id` is the server's name for it. `ahead` says how many jobs stood before it in the queue, `progress` how far it
-    had come, and `logs` what it said, when it was last heard of.
+    had come, and `logs` what the server said of it, when it was last heard of.
     """
 
-    def __init__(self, client: Client, about: dict[str, Any], receive: Callable[[Message], Any]) -> None:
+    def __init__(self, client: Client, request: bytes, receive: Callable[[Message], Any], wait: bool = False) -> None:
+        about, self._data = client.submit(request, FIRST_WAIT if wait else 0)
         self.id: str = about["id"]
         self.client = client
         self.ahead: int | None = None
@@ -77,6 +78,8 @@ class Job:
 
     def events(self, after: str | None = None) -> Iterator[Event]:
         """What happens to it, until it is over; from the beginning, or from after an event."""
+        if after is None:
+            self.logs.clear()  # they come again
         for event in self.client.events(self.id, after):
             with suppress(ValueError):  # a comment, or what a later server may say
                 happened = Event(event.event, json.loads(event.data))
@@ -110,33 +113,32 @@ class Job:
 
     def _wait(self, end: int | float | None) -> None:
         with Display() as display:
-            wait = _FIRST_WAIT if display.is_shown and end is None else WAIT
+            wait = FIRST_WAIT if display.is_shown and end is None else WAIT
             while self._outcome is None:
                 left = wait if end is None else min(wait, end - time.monotonic())
                 if left < 0:
                     raise TimeoutError(f"job {self.id} is not over yet ({self._status})")
-                data = self.client.result(self.id, left)
+                data = self._data or self.client.result(self.id, left)
                 if data is not None:
                     self._take(data)
                 elif display.is_shown and end is None:
                     display.show(self._status, self.ahead, self.progress)
                     for _ in self.events():
                         display.show(self._status, self.ahead, self.progress)
-                    self.logs.clear()  # the result has them all
 
     def _take(self, data: bytes) -> None:
         with self._lock:
             if self._outcome is not None:
                 return
             self._outcome = self._opened(data)
-            self._receive = None  # it holds the trace
+            self._data = self._receive = None  # which holds the trace
 
     def _opened(self, data: bytes) -> tuple[Any, Exception | None]:
         try:
             message = unpack(data, kinds=("result", "error"))
             if message.kind == "error":
                 raise failure(message.fields)
-            self._status, self.logs = Status.DONE, list(message.fields["log"])
+            self._status = Status.DONE
             assert self._receive is not None, "a result is taken once"
             return self._receive(message), None
         except Exception as error:

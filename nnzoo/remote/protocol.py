@@ -1,7 +1,8 @@
 r"""What goes over the wire, both ways: a version, a msgpack header, tensors as safetensors. Nothing is ever unpickled.
 
 b"nnzoo\0", version (uint16, little-endian), length of the header (uint32, little-endian),
-header (msgpack: {"kind": ..., "others": {...}, **fields}), safetensors to the end.
+header (msgpack: {"kind": ..., **fields, "others": {...}}; a request's first field is its model),
+safetensors to the end.
 
 Dtypes that safetensors has not travel as bytes; `others` says of each such tensor what it is.
 """
@@ -27,6 +28,7 @@ MEDIA_TYPE = "application/x-nnzoo"
 MOST_HEADER = 2**30  # bytes
 _MAGIC = b"nnzoo\0"
 _START = struct.Struct("<6sHI")
+_OPENING = 2**12  # bytes of a header in which its kind and its model stand
 _MOST_PARTS = 2**17  # of a list in a header: msgpack makes room for as many as are announced
 _MOST_KEYS = 2**20
 _MOST_TENSOR_HEADER = 2**26  # bytes of safetensors' own header
@@ -85,7 +87,6 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "absent": _list_of(_is_number),  # saved nodes that a generation did not come to
         "made": _list_of(_maybe(_is_number)),  # steps of each prompt's generation
         "drawn": _list_of(_maybe(_is_text)),  # state of each prompt's generator after its generation -> tensor
-        "log": _list_of(_is_text),
     },
     "error": {"type": _is_text, "message": _is_text, "line": _maybe(_is_line), "code": _is_text},
 }
@@ -109,7 +110,8 @@ def pack(kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor] | N
         if t.dtype not in AS_THEY_ARE
     }
     try:
-        header = msgpack.packb({"kind": kind, "others": others, **fields}, use_bin_type=True)
+        parts = {name: fields[name] for name in _FIELDS[kind]}  # in their order: `opening` reads the first
+        header = msgpack.packb({"kind": kind, **parts, "others": others}, use_bin_type=True)
     except (UnicodeEncodeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"the fields of a {kind!r} cannot be written: {error}") from error
     if len(header) > MOST_HEADER:
@@ -135,18 +137,39 @@ def unpack(data: bytes, *, kinds: Collection[str], most_bytes: int | None = None
     """
     if most_bytes is not None and len(data) > most_bytes:
         raise ProtocolError(f"a message of {len(data)} bytes; at most {most_bytes} are read")
-    message, others = _peek(data, kinds)
+    message, others = _headed(data, kinds)
     tensors = _tensors(data[_START.size + header_bytes(data, kinds) :], others)
     _check_named(message.kind, message.fields, tensors)
     return replace(message, tensors=tensors)
 
 
-def peek(data: bytes | mmap, *, kinds: Collection[str]) -> Message:
-    """What `unpack` gives, without the tensors, which are not even looked at."""
-    return _peek(data, kinds)[0]
+def opening(data: bytes | mmap, *, kinds: Collection[str]) -> tuple[str, str]:
+    """The kind of a message and, of a request, its model. Raises ProtocolError.
+
+    No more is decoded than its first bytes: a header may take a thousand times as long, and is not ours to check.
+    """
+    start = data[_START.size : _START.size + min(header_bytes(data, kinds), _OPENING)]
+    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=_OPENING)
+    unpacker.feed(start)
+    try:
+        unpacker.read_map_header()
+        kind = _named(unpacker, "kind")
+        if kind not in kinds:
+            raise ProtocolError(f"a message of kind {kind!r:.40}, where {' or '.join(kinds)} is expected")
+        return kind, _named(unpacker, "model") if kind == "request" else ""
+    except (ValueError, msgpack.UnpackException, RecursionError, TypeError) as error:
+        said = str(error) if isinstance(error, ProtocolError) else "its kind, and of a request the model, come first"
+        raise ProtocolError(f"the header of a message cannot be read: {said}") from error
 
 
-def _peek(data: bytes | mmap, kinds: Collection[str]) -> tuple[Message, Any]:
+def _named(unpacker: Any, name: str) -> str:
+    found = unpacker.unpack(), unpacker.unpack()
+    if found[0] != name or not isinstance(found[1], str):
+        raise ProtocolError(f"its kind, and of a request the model, come first, and {name} does not")
+    return found[1]
+
+
+def _headed(data: bytes, kinds: Collection[str]) -> tuple[Message, Any]:
     """A message without its tensors, and what its header says of those whose dtype safetensors has not."""
     fields = _fields(data[_START.size : _START.size + header_bytes(data, kinds)])
     kind, others = fields.pop("kind", None), fields.pop("others", None)

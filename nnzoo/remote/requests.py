@@ -26,6 +26,7 @@ class Request:
     nodes: list[Node]  # by their numbers in it
     store: TensorStore
     recorded: Recorded
+    model: str  # what the server calls it
     data: bytes = b""
 
     def __post_init__(self) -> None:
@@ -34,7 +35,7 @@ class Request:
     def again(self, program: Program) -> bytes:
         """What is sent for a program of the same tensors, and more."""
         text = write(program, self.store)
-        return pack("request", {"model": str(self.recorded.model._checkpoint.name), "graph": text}, self.store.tensors)
+        return pack("request", {"model": self.model, "graph": text}, self.store.tensors)
 
     @property
     def given(self) -> dict[str, Tensor]:
@@ -68,8 +69,8 @@ class Request:
         return found
 
 
-def request_of(recorded: Recorded, roots: Iterable[Node], effects: Iterable[Node] = ()) -> Request:
-    """The program as far as some values need it, and what runs whatever is asked.
+def request_of(recorded: Recorded, name: str, roots: Iterable[Node], effects: Iterable[Node] = ()) -> Request:
+    """The program as far as some values need it, and what runs whatever is asked, on the model of that name.
 
     Raises TraceError for what cannot be sent: a function that is not PyTorch's, a tensor that was changed since.
     """
@@ -79,7 +80,7 @@ def request_of(recorded: Recorded, roots: Iterable[Node], effects: Iterable[Node
         nodes = _all_of(needed([*roots, *effects], recorded.recorder.puts, set())[0])
         program = recorded.program(nodes, roots)
         store = store_for(program, model._native or model.skeleton, model.device)
-        return Request(program, nodes, store, recorded)
+        return Request(program, nodes, store, recorded, name)
     except GraphError as error:
         raise TraceError(f"this trace cannot be sent to a server: {error}") from error
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nnzoo.architectures.hooks import HookPoint, Listener
+from nnzoo.generation.randomness import global_generator
 from nnzoo.language_model import LanguageModel
 from nnzoo.remote.joining import groups, join
 from nnzoo.remote.limits import LimitError, Limits
@@ -58,7 +59,10 @@ def run_requests(model: LanguageModel, requests: Sequence[bytes], limits: Limits
 def answers(
     model: LanguageModel, requests: Sequence[bytes], limits: Limits, report: Report
 ) -> Iterator[tuple[int, bytes]]:
-    """The answers of `run_requests` one by one, each with its request's number, as soon as they are there."""
+    """The answers of `run_requests` one by one, each with its request's number, as soon as they are there.
+
+    Raises DeviceLost where no further request can be run in this process.
+    """
     with model.lock, _as_it_was(model):
         jobs = []
         for number, data in enumerate(requests):
@@ -68,6 +72,20 @@ def answers(
                 yield number, failure(error)
         for group in groups(jobs, limits):
             yield from _run(group, model, limits, report)
+            check_usable(model.device)
+
+
+class DeviceLost(RuntimeError):
+    """A device that can be used no more in this process, as a GPU after an assertion in one of its kernels failed."""
+
+
+def check_usable(device: torch.device) -> None:
+    """Raise DeviceLost where a device can be used no more, whatever it is asked."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError as error:
+            raise DeviceLost(str(error)) from error
 
 
 def failure(error: BaseException, line: Line | None = None, code: str | None = None) -> bytes:
@@ -98,7 +116,8 @@ def _as_it_was(model: LanguageModel) -> Iterator[None]:
     anchor = native.hook_points["hook_embed"].attach(_Anchor(lambda value: value))
     try:
         with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
-            torch.manual_seed(secrets.randbits(63))
+            for device in (torch.device("cpu"), *devices):  # torch.manual_seed asks every kind of device there is
+                global_generator(device).manual_seed(secrets.randbits(63))
             yield
     finally:
         anchor.remove()
@@ -121,6 +140,7 @@ def _run(group: list[Job], model: LanguageModel, limits: Limits, report: Report)
     whole = join([job.new for job in group])
     try:
         found = _values(whole, watch)
+        check_usable(model.device)  # what a kernel did is known when it is over
         return iter([(job.number, _answer(job, found, whole, watch, limits)) for job in group])
     except Exception as error:
         if len(group) == 1:
@@ -133,6 +153,7 @@ def _run(group: list[Job], model: LanguageModel, limits: Limits, report: Report)
 
 def _again(job: Job, model: LanguageModel, limits: Limits, report: Report) -> bytes:
     """Alone, and from its beginning: with others it, or another of them, had an error."""
+    check_usable(model.device)
     alone = read(job.number, job.data, model, limits)
     return next(_run([alone], model, limits, report))[1]
 
@@ -173,7 +194,6 @@ def _result(job: Job, found: dict[Node, Any], whole: Replayed, watch: Watch, lim
         "absent": [number for node, number in job.saved.items() if node not in found],
         "made": [_made(job, invoke, watch) for invoke in job.new.invokes],
         "drawn": [_drawn(invoke, whole, out) for invoke in job.new.invokes],
-        "log": [],
     }
     return pack("result", fields, out.tensors)
 

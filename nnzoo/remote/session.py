@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 class SessionRecorder(Recorder):
     """Records traces that come one after the other; what is edited when its trace is over is no place of a pass."""
 
+    until_then = (
+        "In a remote session it is a plain tensor when the session has ended: let the traces that follow do with it "
+        "what is to be done, or do this after the session"
+    )
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.over: set[Invoke] = set()  # prompts of traces that are over

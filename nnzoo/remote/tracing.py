@@ -76,7 +76,7 @@ class RemoteExecution:
             self.decoders |= {invoke: Drawn(one) for invoke, one in request.drawn(message).items()}
             return request.values(message)
 
-        return self._submit(request, receive).result()
+        return self._submit(request, receive, wait=True).result()
 
     def _forget_what_changed(self, recorder: Recorder) -> None:
         fresh = recorder.nodes[self._upto :]
@@ -97,14 +97,15 @@ class RemoteExecution:
             request.add_gradients(message)
             return fill(differentiable(request, request.values(message), self._message))
 
-        self.job = self._submit(request, receive)
+        self.job = self._submit(request, receive, wait=self._target.blocking)
         return self.job
 
     def _message(self, data: bytes) -> Message:
-        return Job(self._client, self._client.submit(data), lambda message: message).result()
+        return Job(self._client, data, lambda message: message, wait=True).result()
 
     def _request(self, roots: list[Node], effects: list[Node] | tuple = ()) -> Request:
-        return request_of(self._recorded(), roots, effects)
+        recorded = self._recorded()
+        return request_of(recorded, self._client.name_of(str(recorded.model._checkpoint.name)), roots, effects)
 
     def _recorded(self) -> Recorded:
         tracer = self._tracer()
@@ -113,11 +114,12 @@ class RemoteExecution:
         assert recorded is not None, "what was not read was recorded"
         return recorded
 
-    def _submit(self, request: Request, receive: Callable[[Message], Any]) -> Job:
-        return Job(self._client, self._client.submit(request.data), receive)
+    def _submit(self, request: Request, receive: Callable[[Message], Any], *, wait: bool) -> Job:
+        return Job(self._client, request.data, receive, wait)
 
 
 _ABSENT = object()
+_NOT_HERE = "is not here yet: its trace was sent with blocking=False as job"
 _NO_STREAMER = "a streamer hears each token when it is chosen, and a server's come back together: leave it out"
 
 
@@ -223,12 +225,15 @@ class RemoteTracer(Tracer):
         if blocking:
             job.result()
             return
+        recorder.awaited = f"{_NOT_HERE} {job.id}, whose result() waits for it, as `await` does"
         for lazy in lazies:
             if lazy._node in recorder.saved:
-                lazy._recorder = NotHere(_not_there_yet(lazy._node, job))
+                node = lazy._node
+                lazy._recorder = NotHere(f"the value of {node}, recorded at {node.line}, {recorder.awaited}")
 
     def _fill(self, values: dict[Node, Any]) -> list[Any]:
         """Turn what is held into its values, and give them in the order of the program."""
+        self.recorder.awaited = ""
         lazies = [lazy for lazy in held(self.recorder) if lazy._node in self.recorder.saved]
         for lazy in lazies:
             lazy._recorder = self.recorder
@@ -248,11 +253,4 @@ def _not_saved(node: Node) -> str:
     return (
         f"the value of {node}, recorded at {node.line}, was not saved: value.save() in the body says what is to come "
         "back, and only saved values come back from a remote trace"
-    )
-
-
-def _not_there_yet(node: Node, job: Job) -> str:
-    return (
-        f"the value of {node}, recorded at {node.line}, is not here yet: its trace was sent with blocking=False as job "
-        f"{job.id}, whose result() waits for it, as `await` does"
     )

@@ -141,12 +141,17 @@ class Cache:
 
     def visits(self, module: Module) -> list[Visit]:
         """The calls of a module, in order. Raises KeyError for one that was not asked for."""
-        if self.recorder.open:
-            raise TraceError("a cache is filled when the block of its trace ends")
+        self._check_filled("a cache is filled when the block of its trace ends")
         key = key_of(module)
         if key not in self._visits:
             raise KeyError(f"{key} was not cached; {', '.join(self._visits) or 'nothing'} was")
         return [one for one in self._visits[key] if one.is_there]
+
+    def _check_filled(self, otherwise: str) -> None:
+        if self.recorder.open:
+            raise TraceError(otherwise)
+        if self.recorder.awaited:
+            raise TraceError(f"the cache {self.recorder.awaited}")
 
     @property
     def keys(self) -> list[str]:
@@ -155,8 +160,7 @@ class Cache:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is stored or copied: values, and of the model the names of its modules."""
-        if self.recorder.open:
-            raise TraceError("a cache can be stored or copied when the block of its trace has ended")
+        self._check_filled("a cache can be stored or copied when the block of its trace has ended")
         visits = {key: [one for one in found if one.is_there] for key, found in self._visits.items()}
         return {"model": Names(self.model), "recorder": Ended(), "_visits": visits}
 
@@ -166,6 +170,7 @@ class Ended:
     """What is left of the recorder of a cache that was stored or copied."""
 
     open: bool = False
+    awaited: str = ""
 
 
 class Names(Envoy):

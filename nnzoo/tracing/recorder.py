@@ -55,6 +55,8 @@ class Recorder(Writer):
     `run` runs the model for some nodes and gives their values.
     """
 
+    until_then = "When its block has ended, it is a plain tensor, and can be used in this one"
+
     def __init__(
         self, device: torch.device, order: dict[str, int], run: Callable[["Recorder", list[Node]], dict[Node, Any]]
     ) -> None:
@@ -66,6 +68,7 @@ class Recorder(Writer):
         self.roots: list[Node] = []  # what was asked for when the body was over
         self.alive: list[weakref.ref[LazyTensor]] = []
         self.open = True
+        self.awaited = ""  # why no value is there although the trace has ended
         self.ended = "a trace that ended with an error"  # what values belong to that were never computed
         self.differentiated: set[Node] = set()  # nodes whose gradient the body wants kept
         self.tape: Tape | None = None  # what is done goes on it too
@@ -291,8 +294,8 @@ class Recorder(Writer):
         if lazy._recorder is not self:
             lazy._recorder.check_open()
             raise TraceError(
-                f"{lazy!r}, made at {lazy._node.line}, belongs to another trace, which has not run yet. When its block "
-                "has ended, it is a plain tensor, and can be used in this one"
+                f"{lazy!r}, made at {lazy._node.line}, belongs to another trace, which has not run yet. "
+                f"{lazy._recorder.until_then}"
             )
 
     def check_open(self) -> None:

@@ -1,6 +1,7 @@
 """A graph's tensors beside its JSON: what safetensors holds, exact in dtype and, where it matters, in strides."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,12 @@ class TensorStore:
         self.about: dict[str, dict[str, Any]] = {}
         self._device, self._follows_gradients = device, follows_gradients
         self._known: dict[int, tuple[str, Tensor]] = {}  # the tensor itself too: an id is another's when it has gone
-        self._weights = {} if model is None else _by_memory(model)
+        self._model = model
+
+    @cached_property
+    def _weights(self) -> dict[int, list[tuple[str, Tensor]]]:
+        """The model's, looked up when there is a tensor that may be one: that takes as long as a small trace."""
+        return {} if self._model is None else _by_memory(self._model)
 
     def put(self, t: Tensor) -> dict[str, Any]:
         """What stands in JSON for a tensor."""
@@ -71,7 +77,7 @@ class TensorStore:
         self.tensors[name] = kept if t.dtype in AS_THEY_ARE else kept.reshape(-1).view(torch.uint8)
 
     def _weight(self, t: Tensor) -> dict[str, Any] | None:
-        if not self._weights or t.layout != torch.strided:
+        if t.layout != torch.strided:
             return None
         for name, weight in self._weights.get(_memory_of(t), ()):
             offset = int(t.storage_offset()) - int(weight.storage_offset())

@@ -20,12 +20,12 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from nnzoo.remote.limits import LimitError
-from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, ProtocolError, header_bytes, peek
+from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, ProtocolError, header_bytes, opening
 from nnzoo.remote.server.bodies import Upload
 from nnzoo.remote.server.dispatcher import SMALL, Dispatcher
 from nnzoo.remote.server.job import Job
 from nnzoo.remote.server.keys import Keys, Owner
-from nnzoo.remote.server.models import Served
+from nnzoo.remote.server.models import Served, names
 from nnzoo.remote.server.refusals import Refused
 from nnzoo.remote.server.store import Row
 
@@ -41,6 +41,7 @@ class Service:
 
     def __init__(self, dispatcher: Dispatcher, keys: Keys, served: Mapping[str, Served], *, any_host: bool) -> None:
         self._dispatcher, self._keys, self._served, self._any_host = dispatcher, keys, served, any_host
+        self._names = names(dispatcher.settings.loaded)
 
     def app(self) -> Starlette:
         routes = [
@@ -82,7 +83,8 @@ class Service:
     # --- jobs --------------------------------------------------------------------------------------------------------
 
     async def submit(self, request: Request) -> Response:
-        owner = self._owner(request)
+        """A job, new or sent before under its idempotency key; its answer where it ends within `?wait=`."""
+        owner, wait = self._owner(request), _seconds(request)
         if self._dispatcher.closing:
             raise Refused(503, "closing", "the server is about to stop, and takes no more jobs", {"Retry-After": "5"})
         media_type = request.headers.get("content-type", "").partition(";")[0].strip()
@@ -97,13 +99,11 @@ class Service:
             await upload.receive(request, most=settings.limits.request_bytes, patience=settings.patience)
             dispatcher.metrics.received(upload.size)
             before = dispatcher.store.sent_before(owner.digest, idempotency) if idempotency else None
-            if before is not None:
-                return self._sent_before(before, upload)
-            job = self._queued(upload, owner, idempotency)
+            job = self._queued(upload, owner, idempotency) if before is None else self._sent_before(before, upload)
         except BaseException:
             upload.let_go()
             raise
-        return JSONResponse(self._dispatcher.about(job), 202)
+        return await self._answer(job, wait) if wait else self._about(job, 202 if before is None else 200)
 
     def _queued(self, upload: Upload, owner: Owner, idempotency: str | None) -> Job:
         self._dispatcher.quotas.check(owner.digest)
@@ -124,23 +124,23 @@ class Service:
         try:
             with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
                 limits.check("graph_bytes", header_bytes(data, ["request"]))
-                model = peek(data, kinds=["request"]).fields["model"]
+                _, model = opening(data, kinds=["request"])
         except LimitError as error:
             raise Refused(413, "limit", str(error)) from error
         except ProtocolError as error:
             raise Refused(400, "protocol", str(error)) from error
-        if model not in self._served:
+        if model not in self._names:
             raise Refused(404, "model", f"this server has no model {model!r:.80}; it has {', '.join(self._served)}")
-        return model
+        return self._names[model]
 
-    def _sent_before(self, row: Row, upload: Upload) -> Response:
-        upload.let_go()
+    def _sent_before(self, row: Row, upload: Upload) -> Job | Row:
         if row.digest != upload.digest:
             raise Refused(409, "conflict", "another job was sent under this Idempotency-Key")
-        return JSONResponse(self._dispatcher.about(self._dispatcher.find(row.owner, row.id)))
+        upload.let_go()
+        return self._dispatcher.find(row.owner, row.id)
 
     async def status(self, request: Request) -> Response:
-        return JSONResponse(self._dispatcher.about(self._job(request)))
+        return self._about(self._job(request))
 
     async def cancel(self, request: Request) -> Response:
         job = self._job(request)
@@ -148,7 +148,10 @@ class Service:
             self._dispatcher.cancel(job)
         else:
             self._dispatcher.store.forget(job)
-        return JSONResponse(self._dispatcher.about(job))
+        return self._about(job)
+
+    def _about(self, job: Job | Row, status: int = 200) -> Response:
+        return JSONResponse(self._dispatcher.about(job), status, _named(job))
 
     async def events(self, request: Request) -> Response:
         job, last_seen = self._job(request), request.headers.get("last-event-id", "")
@@ -165,21 +168,23 @@ class Service:
         yield _event("end", ENDED, self._dispatcher.about(row))
 
     async def result(self, request: Request) -> Response:
+        return await self._answer(self._job(request), _seconds(request))
+
+    async def _answer(self, job: Job | Row, wait: float) -> Response:
         """The answer, as soon as there is one; the status where there is none within the time that one would wait."""
-        job, wait = self._job(request), _seconds(request)
         if isinstance(job, Job):
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(job.released.wait(), wait)
-            job = self._job(request)
+            job = self._dispatcher.find(job.owner, job.id)
         if isinstance(job, Job):
-            return JSONResponse(self._dispatcher.about(job), 202)
+            return self._about(job, 202)
         if job.answer_size is None:
             raise Refused(410, "gone", "the answer is no longer kept")
         self._dispatcher.metrics.sent(job.answer_size)
         file = self._dispatcher.store.answer(job.id)
         if job.answer_size <= SMALL:
-            return Response(file.read_bytes(), media_type=MEDIA_TYPE)
-        return FileResponse(file, media_type=MEDIA_TYPE)
+            return Response(file.read_bytes(), media_type=MEDIA_TYPE, headers=_named(job))
+        return FileResponse(file, media_type=MEDIA_TYPE, headers=_named(job))
 
     def _job(self, request: Request) -> Job | Row:
         return self._dispatcher.find(self._owner(request).digest, request.path_params["id"])
@@ -199,6 +204,11 @@ class Service:
                 {"WWW-Authenticate": "Bearer"},
             )
         return owner
+
+
+def _named(job: Job | Row) -> dict[str, str]:
+    """Where the job is, for who is given its answer by the request that sent it."""
+    return {"Location": f"/jobs/{job.id}"}
 
 
 def _seconds(request: Request) -> float:

@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from nnzoo.remote.protocol import ProtocolError, pack, peek
+from nnzoo.remote.protocol import ProtocolError, opening, pack
 from nnzoo.remote.server.job import Job, Run
 from nnzoo.remote.server.metrics import Metrics
 from nnzoo.remote.server.quotas import Quotas
@@ -201,7 +201,7 @@ class Dispatcher:
     async def _answer(self, job: Job, answer: bytes) -> None:
         """Keep what a worker answered."""
         try:
-            kind = peek(answer, kinds=("result", "error")).kind
+            kind, _ = opening(answer, kinds=("result", "error"))
         except ProtocolError as error:
             return self._fail(job, "worker", f"what the worker answered is no answer: {error}")
         file = self.store.upload()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Generic, TypeVar
 
@@ -77,7 +77,7 @@ Kept = TypeVar("Kept", bound=KeptWorker)
 class KeptWorkers(ABC, Generic[Kept]):
     """So many workers of each model; in the place of one that ended, another is started."""
 
-    def __init__(self, models: Sequence[str], each: int, limits: Limits) -> None:
+    def __init__(self, models: Mapping[str, str], each: int, limits: Limits) -> None:
         self.models, self.each, self.limits = models, each, limits
         self.most_bytes = limits.result_bytes + 64 * MB  # with what stands around its tensors
         self._idle: dict[str, list[Kept]] = {model: [] for model in models}

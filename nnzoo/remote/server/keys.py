@@ -67,6 +67,8 @@ class KeyFile:
 
     def _read(self) -> None:
         about = os.stat(self._file)
+        if about.st_mode & 0o022:
+            raise ValueError(f"others may write into {self._file}, and so let anybody in: chmod 600 {self._file}")
         seen = (about.st_mtime_ns, about.st_size, about.st_ino)
         if seen != self._seen:
             self._owners, self._seen = read_keys(self._file), seen

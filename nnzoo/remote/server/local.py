@@ -6,16 +6,20 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnzoo.remote.limits import Limits
 from nnzoo.remote.server.frames import Frame, Kind, packed, packed_json, read
 from nnzoo.remote.server.keeping import KeptWorker, KeptWorkers
+from nnzoo.remote.server.worker import UNUSABLE
 from nnzoo.remote.server.workers import Report, WorkerLost
 
 BETWEEN_LOOKS = 0.05  # seconds, at the memory of a busy worker
+# Threads of PyTorch's that wait for each other sleep soon: they share the cores with other workers and the server, and
+# a thread that spins keeps away whom it waits for (50 ms of a core per job of a small model, on two busy cores).
+PATIENT_THREADS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
@@ -71,6 +75,8 @@ class Process(KeptWorker):
             return too_much_memory(self._memory)
         if -code in FROM_OUTSIDE:
             return WorkerLost("worker", f"the worker was ended by {signal.Signals(-code).name}", by_job=False)
+        if code == UNUSABLE:
+            return WorkerLost("worker", "the worker could run nothing more", by_job=False)
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
         return WorkerLost("worker", f"the worker ended {how}", by_job=True)
 
@@ -85,10 +91,13 @@ class Process(KeptWorker):
 
 
 class LocalWorkers(KeptWorkers[Process]):
-    """So many processes for each model. Each has `memory` of its own, a share of the machine's if nobody says."""
+    """So many processes for each model; what is loaded is said beside its name.
+
+    Each has `memory` of its own, a share of the machine's if nobody says.
+    """
 
     def __init__(
-        self, models: Sequence[str], each: int, *, limits: Limits, memory: int | None = None, device: str = "cpu"
+        self, models: Mapping[str, str], each: int, *, limits: Limits, memory: int | None = None, device: str = "cpu"
     ) -> None:
         super().__init__(models, each, limits)
         self.memory = memory or int(0.9 * machine_memory() / (each * len(models)))
@@ -96,14 +105,18 @@ class LocalWorkers(KeptWorkers[Process]):
 
     def settings(self, model: str) -> dict[str, Any]:
         threads = max(1, (os.cpu_count() or 1) // (self.each * len(self.models)))
-        return {"model": model, "threads": threads, "device": self._device}
+        return {"model": self.models[model], "threads": threads, "device": self._device}
 
     async def spawn(self, model: str) -> Process:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "nnzoo.remote.server.worker", str(theirs.fileno())]
         with theirs:  # in a session of its own: Ctrl-C is for the server, which then ends its workers
             process = await asyncio.create_subprocess_exec(
-                *command, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+                *command,
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+                env={**PATIENT_THREADS, **os.environ},
             )
         worker = Process(self, model, process)
         worker.reader, worker.writer = await asyncio.open_connection(sock=ours)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ class RayWorkers(KeptWorkers[RayWorker]):
 
     def __init__(
         self,
-        models: Sequence[str],
+        models: Mapping[str, str],
         each: int,
         *,
         limits: Limits,
@@ -143,7 +143,8 @@ class RayWorkers(KeptWorkers[RayWorker]):
 
     def settings(self, model: str) -> dict[str, Any]:
         """A folder is named from the root, since a node has another folder to begin with."""
-        name = str(Path(model).resolve()) if Path(model).is_dir() else model
+        loaded = self.models[model]
+        name = str(Path(loaded).resolve()) if Path(loaded).is_dir() else loaded
         told = {"threads": self._cpus, "device": self._device, "memory": self._memory, "most_bytes": self.most_bytes}
         return {"model": name, **told}
 

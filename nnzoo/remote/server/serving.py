@@ -29,7 +29,7 @@ KEEP_ALIVE = 60  # seconds, for a connection on which nothing is asked
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises ValueError or OSError for settings under which it cannot."""
     keys = KeyFile(settings.keys) if settings.keys else AnyKey()
-    served = {name: look_up(name) for name in settings.models}
+    served = {name: look_up(path, name) for name, path in settings.loaded.items()}
     os.umask(0o077)  # jobs are nobody else's to read
     store = Store(settings.data)
     listening = listen(settings.host, settings.port)
@@ -45,14 +45,14 @@ def workers_of(settings: Settings) -> Workers:
         "device": settings.device,
     }
     if settings.ray is None:
-        return LocalWorkers(settings.models, settings.workers, **given)
+        return LocalWorkers(settings.loaded, settings.workers, **given)
     try:
         from nnzoo.remote.server import ray_workers
     except ModuleNotFoundError as error:
         raise ImportError("a cluster (--ray) needs ray, which is not installed: pip install 'nnzoo[ray]'") from error
     ray_workers.connect(settings.ray)
     given |= {"cpus": settings.worker_cpus or 1, "gpus": settings.worker_gpus or 1.0}
-    return ray_workers.RayWorkers(settings.models, settings.workers, **given)
+    return ray_workers.RayWorkers(settings.loaded, settings.workers, **given)
 
 
 def listen(host: str, port: int) -> socket.socket:

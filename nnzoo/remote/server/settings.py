@@ -1,6 +1,7 @@
 """What a server is told when it starts: its models, where it listens, and how much it takes."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +21,12 @@ class Settings:
     True
     """
 
-    models: tuple[str, ...]
+    models: tuple[str, ...]  # their names
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any that is free
     keys: Path | None = None  # None: any key is taken, which only loopback may do
     data: Path = field(default_factory=default_data)
+    paths: Mapping[str, str] = field(default_factory=dict)  # of models that are called otherwise than what is loaded
 
     workers: int = 1  # of each model
     device: str = "cpu"  # of each worker
@@ -59,6 +61,11 @@ class Settings:
                 f"beyond this machine (--host {self.host}) a server needs keys: "
                 "`nnzoo keys FILE NAME` makes one, and --keys FILE takes those of a file"
             )
+
+    @property
+    def loaded(self) -> dict[str, str]:
+        """What is loaded for each model, by its name: a path, or an id of the Hub."""
+        return {name: self.paths.get(name, name) for name in self.models}
 
     @property
     def job_seconds(self) -> float:

@@ -8,6 +8,7 @@ import os
 import secrets
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 );
 CREATE INDEX IF NOT EXISTS unfinished ON jobs (status) WHERE finished IS NULL;
 CREATE INDEX IF NOT EXISTS answered ON jobs (finished) WHERE answer_size IS NOT NULL;
+CREATE INDEX IF NOT EXISTS answered_to ON jobs (owner, finished) WHERE answer_size IS NOT NULL;
 """
 _ANSWERED = "SELECT * FROM jobs WHERE answer_size IS NOT NULL"
 
@@ -59,7 +61,7 @@ class Row:
 
 
 class Store:
-    """The jobs in a folder, which one server at a time may use; OSError where another does.
+    """The jobs in a folder, which one server at a time may use; OSError where another does, or others may write.
 
     >>> import tempfile
     >>> store = Store(Path(tempfile.mkdtemp()))
@@ -74,12 +76,20 @@ class Store:
         self._folder, self._clock = folder, clock
         for part in ("", "uploads", "requests", "answers"):
             (folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_ours(folder / part)
         self._lock = _locked(folder)
         self._database = sqlite3.connect(folder / "jobs.sqlite", isolation_level=None)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=NORMAL")  # what is committed outlives the process, not a power cut
         self._database.executescript(_SCHEMA)
-        self.kept_bytes = sum(row.answer_size or 0 for row in self._all(_ANSWERED))  # of answers
+        self._kept: Counter[str] = Counter()  # bytes of answers, by their owners
+        for row in self._all(_ANSWERED):
+            self._kept[row.owner] += row.answer_size or 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of all answers together."""
+        return self._kept.total()
 
     def close(self) -> None:
         self._database.close()
@@ -139,14 +149,16 @@ class Store:
         self._database.execute(
             "UPDATE jobs SET status = ?, finished = ?, answer_size = ? WHERE id = ?", (status, self._clock(), size, id)
         )
-        self.kept_bytes += size
+        self._kept[row.owner] += size
         self.request(id).unlink(missing_ok=True)
         return True
 
     def forget(self, row: Row) -> None:
         """Drop an answer; the row stays for a while and says that there was one."""
         self._database.execute("UPDATE jobs SET answer_size = NULL WHERE id = ?", (row.id,))
-        self.kept_bytes -= row.answer_size or 0
+        self._kept[row.owner] -= row.answer_size or 0
+        if not self._kept[row.owner]:
+            del self._kept[row.owner]
         self.answer(row.id).unlink(missing_ok=True)
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
@@ -163,24 +175,34 @@ class Store:
         return waiting
 
     def sweep(self, seconds: float, most_bytes: int) -> None:
-        """Drop answers older than so many seconds, and the oldest until the rest has no more than so many bytes."""
+        """Drop answers older than so many seconds; and while all have more than so many bytes, who has most loses one.
+
+        Of whom that is, the oldest goes: nobody's answers are driven out by those of others.
+        """
         now = self._clock()
-        while oldest := self._all(f"{_ANSWERED} ORDER BY finished LIMIT 100"):
-            for row in oldest:
-                if self.kept_bytes <= most_bytes and now - (row.finished or 0) <= seconds:
-                    break
+        while old := self._all(f"{_ANSWERED} AND finished < ? ORDER BY finished LIMIT 100", now - seconds):
+            for row in old:
                 self.forget(row)
-            else:
-                continue
-            break
+        while self.kept_bytes > most_bytes:
+            ((owner, _),) = self._kept.most_common(1)
+            self.forget(self._all(f"{_ANSWERED} AND owner = ? ORDER BY finished LIMIT 1", owner)[0])
         self._database.execute("DELETE FROM jobs WHERE answer_size IS NULL AND finished < ?", (now - ROW_SECONDS,))
 
     def _one(self, query: str, *values: str) -> Row | None:
         found = self._database.execute(query, values).fetchone()
         return None if found is None else Row(*found)
 
-    def _all(self, query: str) -> list[Row]:
-        return [Row(*found) for found in self._database.execute(query)]
+    def _all(self, query: str, *values: str | float) -> list[Row]:
+        return [Row(*found) for found in self._database.execute(query, values)]
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise PermissionError for a folder into which others could put files: a queue, answers, links to elsewhere."""
+    about = os.stat(folder)
+    if about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        raise PermissionError(
+            f"{folder}, where jobs are kept, is open to others: chmod 700 {folder}, or --data another"
+        )
 
 
 def _locked(folder: Path) -> int:

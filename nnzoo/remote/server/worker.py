@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib import import_module
@@ -18,6 +19,7 @@ from typing import Any
 
 from nnzoo.remote.server.frames import Frame, Kind, packed, packed_json, receive
 
+UNUSABLE = 75  # the exit status of a worker that can run nothing more, whatever it is given
 BETWEEN_REPORTS = 0.05  # seconds; a job that takes less reports nothing
 
 
@@ -61,7 +63,8 @@ class Worker:
             except (EOFError, OSError):
                 os._exit(0)
             if frame.kind == Kind.CANCEL:
-                self._cancelled.add((int(frame.data), frame.number))
+                later = {one for one in self._cancelled if one[0] >= self._batch}
+                self._cancelled = later | {(int(frame.data), frame.number)}
             else:
                 self._frames.put(frame)
 
@@ -97,4 +100,8 @@ def _loaded(settings: dict[str, Any]) -> tuple[Any, Callable[..., Iterable[tuple
 
 
 if __name__ == "__main__":
-    Worker(socket.socket(fileno=int(sys.argv[1]))).work()
+    try:
+        Worker(socket.socket(fileno=int(sys.argv[1]))).work()
+    except Exception:
+        traceback.print_exc()
+        os._exit(UNUSABLE)  # at once: what a lost GPU leaves behind cannot be tidied up
