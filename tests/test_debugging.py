@@ -12,6 +12,8 @@ from families import ids, ours, prompt, settings_of
 from nnzoo import LanguageModel
 from nnzoo.architectures.hooks import HookPoint, HookShapeError
 from nnzoo.debugging import NonFiniteError
+from nnzoo.transformer_lens import HookedRootModule, HookedTransformer
+from nnzoo.transformer_lens.hook_points import HookPoint as LensPoint
 from nnzoo.weights import load
 
 PROMPT = "The capital of France is"
@@ -218,3 +220,32 @@ def test_a_context_that_ends_in_an_error_leaves_the_next_one_whole(model):
     with nnzoo.debug() as outer, nnzoo.debug() as inner:
         model._model(PROMPT)
     assert (outer.n_checked, len(inner.runs)) == (0, 1)
+
+
+class ToyOfTransformerLens(HookedRootModule):
+    """Its hook points declare no shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.hook_up, self.hook_sum = nn.Linear(3, 4), LensPoint(), LensPoint()
+        self.setup()
+
+    def forward(self, x):
+        return self.hook_sum(self.hook_up(self.up(x)).sum(dim=0))
+
+
+def test_toy_models_of_transformer_lens_are_checked_for_what_they_declare():
+    toy = ToyOfTransformerLens()
+    with nnzoo.debug() as checks:
+        toy(torch.zeros(2, 3))
+    assert checks.n_checked == 2
+    with pytest.raises(NonFiniteError, match=r"hook_up is .* 8 of 8 numbers \[2, 4\], the first at axis 0 0, axis 1 0"):
+        with nnzoo.debug():
+            toy(torch.full((2, 3), math.nan))
+
+
+def test_a_hooked_transformer_is_checked():
+    model = HookedTransformer.from_pretrained("nnzoo/tiny-gpt2")
+    with nnzoo.debug() as checks:
+        model.run_with_cache(PROMPT)
+    assert checks.n_checked > 60

@@ -34,6 +34,16 @@ class Run:
     def take(self, point: HookPoint, value: Tensor) -> None:
         """Check a value against the run so far. Raises HookShapeError."""
         self.points[point.name] = None
+        if "_" not in point.axes.split():  # else the shape is not declared
+            self._take_sizes(point, value)
+        if value.is_floating_point() and not torch.is_autocast_enabled(value.device.type):
+            self.dtype = self.dtype or (value.dtype, point.name)
+            if value.dtype != self.dtype[0]:
+                raise wrong_dtype(point, value, *self.dtype)
+        if point.name == "hook_tokens":
+            self.tokens = value
+
+    def _take_sizes(self, point: HookPoint, value: Tensor) -> None:
         symbols = point.axes.split()
         if self.extra is None:
             self.extra = value.ndim - len(symbols)
@@ -43,12 +53,6 @@ class Run:
             expected, where = self._expected(point, symbol, size)
             if size != expected:
                 raise wrong_size(point, value, symbol, expected, where)
-        if value.is_floating_point() and not torch.is_autocast_enabled(value.device.type):
-            self.dtype = self.dtype or (value.dtype, point.name)
-            if value.dtype != self.dtype[0]:
-                raise wrong_dtype(point, value, *self.dtype)
-        if point.name == "hook_tokens":
-            self.tokens = value
 
     def _expected(self, point: HookPoint, symbol: str, size: int) -> tuple[int, str]:
         if symbol.isdigit():

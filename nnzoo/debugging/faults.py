@@ -65,7 +65,7 @@ def not_finite(
     what = "NaN" if value.isnan().any() else "Infinity"
     text = (
         f"{named(point)} is the first hook point of this run that is not finite. {what} in {int(wrong.sum())} of "
-        f"{wrong.numel()} numbers [{point.axes}], {_where(point, wrong, tokens)}."
+        f"{wrong.numel()} numbers {_shape(point, wrong)}, {_where(point, wrong, tokens)}."
     )
     if put_back:
         return NonFiniteError(
@@ -76,6 +76,10 @@ def not_finite(
     return NonFiniteError(text + _parameters(module) + _range(value))
 
 
+def _shape(point: HookPoint, value: Tensor) -> str:
+    return str(list(value.shape)) if "_" in point.axes.split() else f"[{point.axes}]"
+
+
 def named(point: HookPoint) -> str:
     return point.name or "a hook point without a name"
 
@@ -83,7 +87,7 @@ def named(point: HookPoint) -> str:
 def _where(point: HookPoint, wrong: Tensor, tokens: Tensor | None) -> str:
     """The first wrong number, and the axes along which only a part is wrong."""
     places = wrong.nonzero()
-    symbols = point.axes.split()[-wrong.ndim :]
+    symbols = [] if "_" in point.axes.split() else point.axes.split()[-wrong.ndim :]
     names = [f"axis {i}" for i in range(wrong.ndim - len(symbols))] + symbols
     first = ", ".join(f"{name} {i}" for name, i in zip(names, places[0].tolist(), strict=True))
     text = f"the first at {first}{_token(names, places[0], tokens)}"

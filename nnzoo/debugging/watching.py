@@ -28,7 +28,7 @@ def debug() -> Iterator[Checks]:
     for a shape or a dtype, `NonFiniteError` for NaN or infinity, with the position and head, and the hook point before
     that was still finite. What it gives prints as a table of the sizes of axes in each run.
 
-    Passes take two to three times as long inside. Values that are made on request only (`hook_result`, `hook_attn_in`,
+    Passes take two to four times as long inside. Values that are made on request only (`hook_result`, `hook_attn_in`,
     the heads' own inputs) are checked where somebody listens to them.
 
     >>> import nnzoo
@@ -131,9 +131,11 @@ class Checked:
             type.__setattr__(HookPoint, "__call__", _checked if self._users else self.plain)
 
 
-def _checked(point: HookPoint, value: Tensor) -> Tensor:
+def _checked(point: HookPoint, value: Any) -> Any:
     watch = _WATCH.get()
-    if watch is None or is_compiling() or value.is_meta:  # shapes that a trace works out before it runs
+    if watch is None or is_compiling() or not isinstance(value, Tensor):  # a toy model's hook point may hold anything
+        return _CHECKED.plain(point, value)
+    if value.is_meta:  # shapes that a trace works out before it runs
         return _CHECKED.plain(point, value)
     return watch.passing(point, value)
 
