@@ -4,6 +4,7 @@
 #   make test-ray those of a server on a Ray cluster, for which it installs ray (240 MB), and nothing else does
 #   make check   formatting, lint and types, then the tests
 #   make bench   speed, next to transformers
+#   make docs    the documentation as a site in site/, which can be read without a network
 #   make mutants mistakes planted in the models, one at a time: does the suite notice?
 # Another interpreter: make test PYTHON=python3.12
 
@@ -11,14 +12,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.docs-installed
 
-.PHONY: mutants demo test test-ray formatting lint types check bench format clean
+.PHONY: docs mutants demo test test-ray formatting lint types check bench format clean
 
 demo: $(INSTALLED)
 	$(BIN)/nnzoo demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-ray: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,ray]'
@@ -35,6 +37,9 @@ types: $(INSTALLED)
 
 check: formatting lint types
 	$(MAKE) test
+
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 mutants: $(INSTALLED)
 	$(BIN)/python tests/mutations.py
@@ -54,5 +59,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
 
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnzoo.architectures.cache_html import cache_html
+from nnzoo.architectures.cache_shapes import CacheShapes, shapes_of
 from nnzoo.architectures.hooks import Handle, HookPoint, Read
+from nnzoo.architectures.html import page
 from nnzoo.architectures.names import get_act_name
 from nnzoo.architectures.residual_stream import ResidualStream
 from nnzoo.architectures.slices import SliceInput, at_positions, take
@@ -73,6 +76,26 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"ActivationCache with keys {list(self.cache_dict)}"
+
+    def shapes(self) -> CacheShapes:
+        """What is in the cache: a table of names, axes, sizes, dtypes and bytes, which prints.
+
+        Blocks that hold the same stand in one line, `blocks.{0..11}.attn.hook_q`, whose bytes are those of all.
+
+        >>> from nnzoo import load
+        >>> _, cache = load("nnzoo/tiny-gpt2").run_with_cache("The capital of France is", names_filter=["*.hook_z"])
+        >>> cache.shapes()
+        blocks.{0..3}.attn.hook_z  batch pos head d_head  [1, 5, 4, 24]  float32  7.5 KB
+        4 values, 7.5 KB in memory
+        """
+        return shapes_of(self.cache_dict, self.model.hook_points, self.has_batch_dim)
+
+    def _repr_html_(self) -> str:
+        return cache_html(self.cache_dict, self.model, self.has_batch_dim)
+
+    def to_html(self) -> str:
+        """What a notebook shows, as one page that needs nothing else: no script, no network."""
+        return page("ActivationCache", self._repr_html_())
 
     def to(self, device: torch.device | str) -> "ActivationCache":
         """Move the values, in this cache itself; those that share memory share it on the device too."""

@@ -1,17 +1,24 @@
 """Activation patching: which residual vector carries the answer?
 
 Two prompts differ in one word. One vector after another of the clean run is put into the corrupted run; the score says
-how far it moves the answer back, from 0 (not at all) to 1 (all the way).
+how far it moves the answer back, from 0 (not at all) to 1 (all the way). `nnzoo.analysis.patch_activations` does it in
+one line, and goes on from the block that it changes; here it is written out.
+
+python examples/activation_patching.py                         the embedded tiny GPT-2
+python examples/activation_patching.py openai-community/gpt2   a checkpoint of the Hub, or a folder
 """
+
+import sys
 
 import torch
 
 from nnzoo import LanguageModel
 
-model = LanguageModel("nnzoo/tiny-gpt2")
+name = sys.argv[1] if len(sys.argv) > 1 else "nnzoo/tiny-gpt2"
+model = LanguageModel(name)
 clean = "When Mary and John went to the store, John gave a drink to"
 corrupted = "When Mary and John went to the store, Mary gave a drink to"
-mary, john = (model._model.to_single_token(name) for name in (" Mary", " John"))
+mary, john = (model.tokenizer.encode(clean + answer)[-1] for answer in (" Mary", " John"))
 
 
 def mary_over_john(logits):
@@ -19,7 +26,7 @@ def mary_over_john(logits):
 
 
 with model.trace(clean):
-    streams = [block.input for block in model.transformer.h]  # [batch pos d_model], before each block
+    streams = [block.input for block in model.blocks]  # [batch pos d_model], before each block
     highest = mary_over_john(model.output)
 with model.trace(corrupted):
     lowest = mary_over_john(model.output)
@@ -27,7 +34,7 @@ with model.trace(corrupted):
 tokens = model._model.to_str_tokens(clean)
 positions = torch.arange(len(tokens))
 scores = []
-for block, stream in zip(model.transformer.h, streams, strict=True):
+for block, stream in zip(model.blocks, streams, strict=True):
     with model.trace([corrupted] * len(tokens)):
         block.input[positions, positions] = stream[0]  # row p of the batch is patched at position p
         patched = mary_over_john(model.output)

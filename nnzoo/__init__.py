@@ -13,8 +13,26 @@ from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.names import get_act_name
 from nnzoo.config import CONFIG
+from nnzoo.debugging import debug, diff
 from nnzoo.language_model import LanguageModel
+from nnzoo.tracing.functions import GraphError
+from nnzoo.tracing.graph_object import Graph
 from nnzoo.tracing.saving import save
+from nnzoo.tracing.session import session
 from nnzoo.weights import load
 
-__all__ = ["CONFIG", "ActivationCache", "HookPoint", "HookedModel", "LanguageModel", "get_act_name", "load", "save"]
+__all__ = [
+    "CONFIG",
+    "ActivationCache",
+    "Graph",
+    "GraphError",
+    "HookPoint",
+    "HookedModel",
+    "LanguageModel",
+    "debug",
+    "diff",
+    "get_act_name",
+    "load",
+    "save",
+    "session",
+]

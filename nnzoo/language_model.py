@@ -18,6 +18,7 @@ from nnzoo.envoys.answers import answer
 from nnzoo.envoys.attached import Seen
 from nnzoo.envoys.tree import build_tree
 from nnzoo.envoys.whole import Weights
+from nnzoo.hook_table import HookTable, hook_table
 from nnzoo.prompts import Prompt
 from nnzoo.tracing.edits import Edit
 from nnzoo.tracing.session import Session
@@ -143,6 +144,15 @@ class LanguageModel(TracedModel):
         for name, value in self._tokenizer_kwargs.items():
             setattr(tokenizer, name, value)
         self._tokenizer = tokenizer
+
+    def hook_table(self, layer: int | None = None) -> HookTable:
+        """Every hook point with its shape and its path in a trace; those of blocks once, or those of one block.
+
+        >>> table = LanguageModel("nnzoo/tiny-llama").hook_table(layer=0)
+        >>> [row.numbers for row in table if row.name.endswith("hook_k")]
+        ['[batch, pos, 2, 32]']
+        """
+        return hook_table(self._skeleton, layer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder, which transformers and nnzoo load; your own modules stay out."""

@@ -14,7 +14,7 @@ from layout import ROOT
 from nnzoo import cli
 from nnzoo.cli import main
 
-COMMANDS = ["demo", "hooks", "verify", "generate", "serve", "keys"]
+COMMANDS = ["demo", "hooks", "lens", "attention", "patch", "trace", "verify", "generate", "serve", "keys"]
 
 
 def run_nnzoo(*arguments: str, **options) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ from families import BASE, PLAIN, folder, ids
 from layout import ROOT
 from nnzoo import weights
 from nnzoo.cli import main
-from nnzoo.cli.comparison import places_of, relative
+from nnzoo.debugging.places import places_of, relative
 
 
 def verified(capsys, *arguments: str) -> tuple[int, str]:

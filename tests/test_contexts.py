@@ -96,6 +96,31 @@ class TestSession:
             pass
         assert works(model, theirs)
 
+    def test_one_without_a_model_holds_traces_of_any(self, model: LanguageModel, theirs: Theirs) -> None:
+        other = LanguageModel(speaking.folder("llama", 3))
+        with nnzoo.session():
+            with model.trace(SHORT):
+                last = model.transformer.h[1].output[0][:, -1]
+            with other.trace(SHORT):
+                size = other.output.norm()
+            with model.trace(SHORT):
+                model.transformer.h[0].output[0][:, -1] = last * size
+                logits = model.output
+        place, norm = theirs.block(1), Theirs("llama", 3).forward(SHORT).logits.norm()
+        put = theirs.forward(SHORT, read=[place])[place][:, -1] * norm
+        edits = {theirs.block(0): lambda h: torch.cat([h[:, :-1], put[:, None]], 1)}
+        assert_close(logits, theirs.forward(SHORT, edits=edits).logits)
+
+    def test_one_without_a_model_is_alone(self, model: LanguageModel, theirs: Theirs) -> None:
+        for inner in (nnzoo.session, model.session):
+            with pytest.raises(TraceError, match=r"a session inside nnzoo\.session"), nnzoo.session(), inner():
+                pass
+        with pytest.raises(ZeroDivisionError), nnzoo.session():
+            _ = 1 / 0
+        with pytest.raises(NoServer, match="remote=True needs a server"):
+            nnzoo.session(remote=True)
+        assert works(model, theirs)
+
     def test_an_error_in_it_ends_it(self, model: LanguageModel, theirs: Theirs) -> None:
         with pytest.raises(ZeroDivisionError), model.session():
             with model.trace(SHORT):

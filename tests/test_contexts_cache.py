@@ -174,7 +174,7 @@ class TestCache:
     def test_the_base_model_answers_by_hugging_faces_name(self) -> None:
         model, theirs = ours(), Theirs("gpt2", 3)
         with model.trace(SHORT) as tracer:
-            cache = tracer.cache()
+            cache = tracer.cache().save()
         assert_close(
             cache.transformer.output.last_hidden_state,
             theirs.forward(SHORT, read=["transformer.output"])["transformer.output"],

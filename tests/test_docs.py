@@ -9,6 +9,7 @@ import torch
 
 import nnzoo
 from layout import ROOT
+from nnzoo import tracing
 from remote_stand_in import StandIn
 
 README = (ROOT / "README.md").read_text()
@@ -61,3 +62,9 @@ def test_the_table_names_one_place_twice(name, path, hook):
         value = eval(f"model.{path}", {"model": model, "i": 1}).save()
     _, cache = model._model.run_with_cache(prompt, names_filter=hook)
     torch.testing.assert_close(value, cache[hook])
+
+
+def test_the_map_of_the_tracer_names_every_file():
+    folder = Path(tracing.__file__).parent
+    named = set(re.findall(r"(?<!/)\b(\w+\.py)\b", tracing.__doc__))
+    assert named == {file.name for file in folder.glob("*.py")} - {"__init__.py"}

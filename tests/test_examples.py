@@ -10,9 +10,15 @@ from layout import ROOT
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
+FAMILIES = ["nnzoo/tiny-gpt2", "nnzoo/tiny-llama", "nnzoo/tiny-mistral"]
+
+
 @pytest.fixture
-def printed(capsys):
-    def run(name: str) -> str:
+def printed(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", [name, *arguments])
         runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
         return capsys.readouterr().out
 
@@ -20,7 +26,32 @@ def printed(capsys):
 
 
 def test_every_example_has_a_test():
-    assert [file.name for file in EXAMPLES] == ["activation_patching.py", "first_trace.py", "logit_lens.py"]
+    assert [file.stem for file in EXAMPLES] == [
+        "activation_patching",
+        "first_trace",
+        "induction_heads",
+        "logit_lens",
+        "pictures",
+    ]
+
+
+@pytest.mark.parametrize("file", [pytest.param(file, id=file.stem) for file in EXAMPLES])
+def test_an_example_takes_any_family_by_name(file, printed):
+    outs = {name: printed(file.name, name) for name in FAMILIES}
+    assert all(outs.values())
+    default = re.search(r'else "(nnzoo/tiny-\w+)"', file.read_text())[1]
+    assert printed(file.name) == outs[default]
+
+
+def test_the_induction_study_finds_heads_that_are_needed(printed):
+    usual, without, others = map(float, re.findall(r": ([\d.]+)$", printed("induction_heads.py"), re.MULTILINE))
+    assert without > usual + 2 and others < (usual + without) / 2
+
+
+def test_pictures_are_pages(printed, tmp_path):
+    files = printed("pictures.py").split()
+    assert len(files) == 6
+    assert all((tmp_path / file).read_text().startswith("<!DOCTYPE html>") for file in files)
 
 
 def test_the_first_trace_reads_and_changes_the_model(printed):

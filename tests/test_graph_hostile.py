@@ -45,6 +45,8 @@ def stored(model: LanguageModel) -> tuple[dict, dict[str, Tensor]]:
             with tracer.iter[1]:
                 model.transformer.h[2].output[0].to(torch.float32).save()
             torch.autograd.grad(model.transformer.h[1].output[0].sum(), hidden, allow_unused=True)
+        with tracer.invoke():
+            tracer.result.save()
         graph = tracer.graph
         text, tensors = graph.to_json(), graph.tensors
     assert ids.shape[1] <= 8
@@ -59,6 +61,14 @@ def test_it_is_read_as_it_is(model: LanguageModel, stored: tuple) -> None:
     read(model, *stored)
     kinds = {node["kind"] for node in stored[0]["nodes"]}
     assert kinds >= {"arrive", "put", "call", "pick", "backward", "gradient", "flowing", "put_gradient", "result"}
+
+
+def test_the_ids_of_a_batch_have_the_lengths_of_its_prompts(model: LanguageModel, stored: tuple) -> None:
+    structure = copy.deepcopy(stored[0])
+    (call,) = [node for node in structure["nodes"] if node.get("fn") == "nnzoo.stack_ids"]
+    call["args"][0] = json.loads(json.dumps(call["args"][0]).replace("5", "50000000"))
+    with pytest.raises(GraphError, match="the ids of a batch"):
+        read(model, structure, stored[1])
 
 
 WEIGHT = {"parameter": {"name": "unembed.weight", "view": None, "detached": True}}

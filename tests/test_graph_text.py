@@ -105,6 +105,39 @@ def test_gradients_and_steps_are_printed(model: LanguageModel) -> None:
     assert (later.shape[1], flowing.shape[1], ids.shape[1]) == (1, 4, 7)
 
 
+def test_what_is_done_again_at_a_later_step_is_of_its_own_line(model: LanguageModel) -> None:
+    with model.generate(prompt(1, 1), max_new_tokens=3, eos_token_id=None) as tracer:
+        with tracer.iter[:]:
+            model.transformer.h[0].output[0][:, -1] *= 2
+            norm = model.output.norm().save()
+        graph = tracer.graph
+    first, again, last = (lines(graph)[2:][n : n + 6] for n in (0, 6, 12))
+    places = [[line.split()[-1] for line in one] for one in (first, again, last)]
+    assert places[0] == places[1] == places[2] and len(set(places[0])) == 2 and len(norm) == 3
+    with pytest.raises(IndexError) as raised, model.generate(prompt(1, 4), max_new_tokens=2) as tracer:
+        with tracer.iter[:]:
+            model.transformer.h[0].output[0][:, 3].norm().save()
+    assert re.search(rf"at step 1 of the generation, recorded at .*{HERE}", raised.value.__notes__[0])
+    assert "[1 row, 1 token]" in str(graph)
+    assert re.findall(r"tokens (\[.*?\])<", graph.to_html()) == ["[1, 1]"] * 3
+
+
+def test_a_step_reads_the_token_that_was_chosen(model: LanguageModel) -> None:
+    with model.generate(prompt(2, 5), max_new_tokens=2, eos_token_id=None) as tracer:
+        for _ in tracer.iter[:]:
+            model.transformer.h[0].output[0].norm().save()
+        graph = tracer.graph
+    assert re.findall(r"tokens (\[.*?\])<", graph.to_html()) == ["[2, 5]", "[2, 1]"]
+
+
+def test_a_generator_of_random_numbers_has_no_address(model: LanguageModel) -> None:
+    with model.trace(prompt(1, 4)) as tracer:
+        probabilities = model.output[0, -1].softmax(-1)
+        torch.multinomial(probabilities, 2, generator=torch.Generator().manual_seed(1)).save()
+        graph = tracer.graph
+    assert "multinomial(%2, 2, generator=<generator>)" in str(graph)
+
+
 def test_a_graph_grows_with_its_body(model: LanguageModel) -> None:
     with model.trace(prompt(1, 4)) as tracer:
         graph = tracer.graph

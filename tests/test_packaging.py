@@ -129,10 +129,10 @@ def needed(requirements: list[str], extra: str, found: set[str]) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("extra", ["dev", "ray"])
+@pytest.mark.parametrize("extra", ["dev", "docs", "ray"])
 def test_constraints_pin_everything_that_development_needs(extra, metadata):
-    if extra == "ray":
-        pytest.importorskip("ray")
+    if extra != "dev":
+        pytest.importorskip({"docs": "mkdocs", "ray": "ray"}[extra])
     unpinned = needed(metadata.get_all("Requires-Dist"), extra, set()) - pins().keys() - {"nnzoo"}  # of its extras
     assert not unpinned, f"constraints.txt has no version of {sorted(unpinned)}"
 

@@ -5,12 +5,17 @@ import nnzoo
 PUBLIC = [
     "CONFIG",
     "ActivationCache",
+    "Graph",
+    "GraphError",
     "HookPoint",
     "HookedModel",
     "LanguageModel",
+    "debug",
+    "diff",
     "get_act_name",
     "load",
     "save",
+    "session",
 ]
 
 

@@ -129,6 +129,30 @@ def test_a_remote_trace_in_it_belongs_to_it(pair: Pair) -> None:
     assert session.job.id == session.backend.job_id == "j0"
 
 
+def test_one_without_a_model_is_of_the_first_that_is_traced(pair: Pair) -> None:
+    model, other = pair.there, pair.here
+    with nnzoo.session(remote=True) as session:
+        with model.trace(PROMPT):
+            hidden = model.blocks[1].output[0]
+        with pytest.raises(TraceError, match="one request to one model"), other.trace(PROMPT):
+            pass
+        with model.trace(OTHER):
+            model.blocks[0].output[0][:, -1] = hidden[:, -1]
+            logits = model.output.save()
+    assert len(pair.server.jobs) == 1 and session.job.id == "j0"
+    with other.trace(PROMPT):
+        hidden = other.blocks[1].output[0]
+    with other.trace(OTHER):
+        other.blocks[0].output[0][:, -1] = hidden[:, -1]
+        ours = other.output
+    assert torch.equal(logits, ours)
+    for error, body in ((TraceError, lambda: None), (ZeroDivisionError, lambda: 1 / 0)):
+        with pytest.raises(error), nnzoo.session(remote=True):
+            body()
+        with model.trace(PROMPT, remote=True):
+            model.output.save()
+
+
 def test_it_need_not_wait(pair: Pair) -> None:
     model = pair.there
     with model.session(remote=True, blocking=False) as session:

@@ -65,10 +65,12 @@ class TestAfterTheBlock:
     def test_the_output_answers_logits(self, model: LanguageModel, plain: dict) -> None:
         with model.trace(TOKENS):
             out = model.output.save()
-            inside = model.output.logits
+            inside, by_name = model.output.logits, model.output["logits"]
         assert type(out) is Tensor
-        assert torch.equal(out.logits, out) and torch.equal(inside, out)
+        assert torch.equal(out.logits, out) and torch.equal(inside, out) and torch.equal(by_name, out)
         assert error(out, plain["unembed.hook_out"]) < 1e-12
+        with pytest.raises(KeyError, match=r"has \['logits'\] and \['loss'\]"), model.trace(TOKENS):
+            model.output["hidden_states"]
 
     def test_nothing_is_left_on_the_model(self, model: LanguageModel) -> None:
         with model.trace(TOKENS):

@@ -10,6 +10,7 @@ from torch import Tensor
 from families import error, folder
 from first_traces import TOKENS, plain_values
 from nnzoo import LanguageModel
+from nnzoo.tracing.places import Places
 from nnzoo.tracing.recorder import TraceError
 
 
@@ -79,6 +80,38 @@ class TestErrors:
             again = model.transformer.h[0].output[0]
         assert again.isfinite().all()
 
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda model: model.transformer.h[0].mpl.output,
+            lambda model: model.transformer.h[9],
+            lambda model: model.transformer.h[0].output[:, -1],
+            lambda model: model.transformer.h[0].output[0] @ torch.zeros(2, 2),
+            lambda model: model.transformer.h[0].output[0].copy_(model.transformer.h[1].output[0]),
+            lambda model: setattr(model.transformer.h[0].mlp, "output", torch.zeros(1)),
+            lambda model: torch.nn.Linear(3, 3)(model.transformer.h[0].output[0]),
+            lambda model: torch.linalg.cholesky(-model.transformer.h[0].output[0][:, :5, :5]).sum().item(),
+        ],
+        ids=["path", "block", "convention", "shape", "order", "hook", "module", "look"],
+    )
+    def test_its_traceback_ends_at_the_users_line(self, model: LanguageModel, ask: Callable) -> None:
+        with (
+            pytest.raises((AttributeError, IndexError, TypeError, ValueError, RuntimeError)) as raised,
+            model.trace(TOKENS),
+        ):
+            ask(model)
+        last = raised.traceback[-1]
+        assert (str(last.path), last.name) == (__file__, "<lambda>")
+
+    def test_a_mistake_of_ours_is_shown_whole(self, model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*args: object) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(Places, "read", fail)
+        with pytest.raises(AssertionError) as raised, model.trace(TOKENS):
+            model.transformer.h[0].output
+        assert raised.traceback[-1].name == "fail"
+
     def test_values_outside_a_trace_say_how_to_begin_one(self, model: LanguageModel) -> None:
         with pytest.raises(TraceError, match=r"with model\.trace"):
             _ = model.transformer.h[0].output
@@ -106,6 +139,16 @@ class TestErrors:
     def test_every_idiom_of_tensors_names_the_switch(self, model: LanguageModel, idiom: Callable) -> None:
         with pytest.raises(TypeError, match=r"tuple here.*block_output=.tensor"), model.trace(TOKENS):
             idiom(model.transformer.h[0])
+
+    def test_the_idiom_of_tuples_names_the_switch(self) -> None:
+        bare = LanguageModel(folder("gpt2", "default"), block_output="tensor")
+        with pytest.raises(IndexError) as raised, bare.trace(TOKENS):
+            bare.transformer.h[0].output[0][:, -1, :]
+        assert 'block_output="tensor"' in raised.value.__notes__[0]
+
+    def test_a_value_that_an_output_has_not_is_counted(self, model: LanguageModel) -> None:
+        with pytest.raises(IndexError, match=r"h\.0\.output is a tuple of 1: .*\[1\]"), model.trace(TOKENS):
+            model.transformer.h[0].output[1]
 
     def test_a_block_that_is_not_there_is_counted(self, model: LanguageModel) -> None:
         with pytest.raises(IndexError, match=r"3 blocks \(0 to 2\), not 9"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from families import PLAIN, error, folder, ids, ours, prompt
-from nnzoo import LanguageModel
+from nnzoo import Graph, LanguageModel
 
 ENDS = [
     "hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post", "attn.hook_z",
@@ -133,6 +133,25 @@ class TestEarlyEnds:
         assert [len(one) for one in steps] == [6, 8]
         for total, one in zip(totals, prompts, strict=True):
             assert torch.equal(total, model.generate(one, **options) + 0)
+
+    @pytest.mark.parametrize("shortest", [0, 8], ids=["one ends", "none ends"])
+    def test_the_whole_batch_has_its_ids_as_a_list_of_prompts_has(
+        self, model: LanguageModel, end: int, shortest: int
+    ) -> None:
+        prompts = [prompt(1, 6), prompt(1, 4) + 3, prompt(2, 3)]
+        options = {"max_new_tokens": 8, "eos_token_id": end, "pad_token_id": 1, "min_new_tokens": shortest}
+        with model.generate(**options) as tracer:
+            for one in prompts:
+                with tracer.invoke(one):
+                    pass
+            with tracer.invoke():
+                ids = tracer.result.save()
+            graph = tracer.graph
+        expected = model.generate([row.tolist() for one in prompts for row in one], **options) + 0
+        assert torch.equal(ids[:, -8:], expected[:, -8:]) and (ids == end).any() == (shortest == 0)
+        assert (ids[1:, :2] == 1).all() and torch.equal(ids[:1, :6], prompts[0]) and ids.shape == (4, 14)
+        (again,) = Graph.from_bytes(graph.to_bytes()).run(model).values()
+        assert torch.equal(ids, again)
 
     def test_a_step_that_was_never_made_says_so(self, model: LanguageModel, end: int) -> None:
         with model.generate(max_new_tokens=8, eos_token_id=end) as tracer:

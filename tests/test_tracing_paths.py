@@ -1,5 +1,6 @@
 """Every Hugging Face path, read and written through a trace, against forward hooks on transformers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -94,6 +95,30 @@ def test_an_input_equals_transformers(models: dict, family: str, setting: str, p
         value, (args, kwargs) = module.input, module.inputs
     assert error(value, seen[0]) < 1e-10
     assert [*kwargs] == keyword and torch.equal([*args, *kwargs.values()][0], value)
+
+
+@pytest.mark.parametrize(("family", "setting"), PLAIN)
+def test_ids_are_given_as_transformers_gives_them(models: dict, family: str, setting: str) -> None:
+    base = "transformer" if family == "gpt2" else "model"
+    embedding = f"{base}.wte" if family == "gpt2" else f"{base}.embed_tokens"
+    seen: dict[str, tuple] = {}
+
+    def look(path: str) -> Callable[[object, tuple, dict], None]:
+        return lambda module, args, kwargs: seen.update({path: (args, kwargs)})
+
+    model = theirs(family, setting)
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(look(path), with_kwargs=True)
+        for path in ("", base, embedding)
+    ]
+    model(input_ids=TOKENS)
+    for handle in handles:
+        handle.remove()
+    for path, (args, kwargs) in seen.items():
+        with models[family].trace(TOKENS):
+            ours, named = module_of(models[family], path).inputs
+        assert [*named] == ([] if args else ["input_ids"]), path
+        assert torch.equal([*ours, *named.values()][0], [*args, *kwargs.values()][0])
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["replaced", "edited"])

@@ -50,7 +50,7 @@ MERGED = "b p h d_head -> b p (h d_head)"
 
 # The pattern stands in `attn_dropout`'s place; transformers calls that module only under reorder_and_upcast_attn.
 GPT2_PATHS = {
-    "": ModulePath("GPT2LMHeadModel", at("hook_tokens"), at("unembed.hook_out"), "logits"),
+    "": ModulePath("GPT2LMHeadModel", at("hook_tokens"), at("unembed.hook_out"), "logits", keyword="input_ids"),
     "transformer": ModulePath("GPT2Model", at("hook_tokens"), at("ln_final.hook_out"), "base"),
     "transformer.wte": ModulePath("Embedding", at("hook_tokens"), at("hook_embed")),
     "transformer.wpe": ModulePath("Embedding", at("hook_positions"), at("hook_pos_embed")),
@@ -83,7 +83,7 @@ def llama_paths(name: str) -> dict[str, ModulePath]:
     'MistralMLP'
     """
     return {
-        "": ModulePath(f"{name}ForCausalLM", at("hook_tokens"), at("unembed.hook_out"), "logits"),
+        "": ModulePath(f"{name}ForCausalLM", at("hook_tokens"), at("unembed.hook_out"), "logits", keyword="input_ids"),
         "model": ModulePath(f"{name}Model", at("hook_tokens"), at("ln_final.hook_out"), "base", keyword="input_ids"),
         "model.embed_tokens": ModulePath("Embedding", at("hook_tokens"), at("hook_embed")),
         "model.layers": ModulePath("ModuleList", None, None),

@@ -16,6 +16,7 @@ layer
 """
 
 from nnzoo.analysis.ablation import ablate, ablated
+from nnzoo.analysis.attention import Attention, attention_patterns
 from nnzoo.analysis.attribution import attribute_logits
 from nnzoo.analysis.causal_tracing import causal_trace
 from nnzoo.analysis.circuits import (
@@ -27,6 +28,7 @@ from nnzoo.analysis.circuits import (
     ov_circuit,
     qk_circuit,
 )
+from nnzoo.analysis.colored_text import ColoredText, color_tokens
 from nnzoo.analysis.edges import attribute_edges
 from nnzoo.analysis.gradients import attribute_patches, integrated_gradients
 from nnzoo.analysis.heads import detect_heads, induction_scores, repeated_tokens
@@ -40,10 +42,13 @@ from nnzoo.analysis.results import Axis, Effects, Entry, Result
 from nnzoo.analysis.sae import SAE, SAEConfig, Spliced, feature_activations, spliced
 from nnzoo.analysis.sae_files import load_sae
 from nnzoo.analysis.steering import SteeringVector, steering_vector
+from nnzoo.analysis.steps import Steps, generation_steps
 
 __all__ = [
     "SAE",
+    "Attention",
     "Axis",
+    "ColoredText",
     "Effects",
     "Entry",
     "FactoredMatrix",
@@ -55,18 +60,22 @@ __all__ = [
     "SAEConfig",
     "Spliced",
     "SteeringVector",
+    "Steps",
     "ablate",
     "ablated",
+    "attention_patterns",
     "attribute_edges",
     "attribute_logits",
     "attribute_patches",
     "causal_trace",
+    "color_tokens",
     "composition_scores",
     "copying_scores",
     "detect_heads",
     "feature_activations",
     "full_ov_circuit",
     "full_qk_circuit",
+    "generation_steps",
     "induction_scores",
     "integrated_gradients",
     "load_sae",

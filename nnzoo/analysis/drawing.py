@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from nnzoo.analysis.results import POSITIONS, Axis, Result
+from nnzoo.architectures.html import shown, tint
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 ROWS = 60  # of a table in the terminal; the middle of a longer one is left out
-POSITIVE, NEGATIVE = "37, 99, 235", "220, 38, 38"  # seen on white and on black alike, as a tint over either
 
 
 def needed(module: str, what: str) -> Any:
@@ -79,15 +79,6 @@ def layout_of(result: Result) -> Layout:
     candidates = [i for i, axis in enumerate(result.axes) if axis.name not in POSITIONS]
     across = candidates[-1] if candidates else n - 1
     return Layout(across, tuple(i for i in range(n) if i != across), result.axes)
-
-
-def shown(label: str) -> str:
-    r"""A token as a cell has it: without the space in front, and with blanks made visible.
-
-    >>> shown(" Mary"), shown("\n"), shown(" ")
-    ('Mary', '\\n', '␣')
-    """
-    return repr(label.strip(" "))[1:-1] or "␣"
 
 
 def elided(n: int, most: int) -> list[int | None]:
@@ -161,8 +152,8 @@ def as_html(result: Result) -> str:
     layout = layout_of(result)
     head = "".join(f"<th style='{_TH}'>{html.escape(shown(label)) if label else ''}</th>" for label in layout.columns)
     return (
-        f"<div style='overflow:auto;max-height:40em'><table style='{_TABLE}'>"
-        f"<caption style='text-align:left;padding:4px'><b>{html.escape(result.title)}</b>, "
+        f"<div style='overflow:auto;max-height:40em'><table class='nnzoo-result' style='{_TABLE}'>"
+        f"<caption style='text-align:left;padding:4px;white-space:nowrap'><b>{html.escape(result.title)}</b>, "
         f"{html.escape(result.quantity)}</caption>"
         f"<thead><tr><th style='{_TH}'>{html.escape(layout.corner)}</th>{head}</tr></thead>"
         f"<tbody>{''.join(_html_rows(result, layout))}</tbody></table></div>"
@@ -182,12 +173,8 @@ def _html_rows(result: Result, layout: Layout) -> Iterator[str]:
 
 
 def _html_cell(result: Result, index: tuple[int, ...], largest: float) -> str:
-    value = result.values[index].item()
-    share = min(abs(value) / largest, 1.0) if value == value else 0.0
-    tint = f"rgba({POSITIVE if value >= 0 else NEGATIVE}, {0.7 * share:.2f})"
-    where = ", ".join(f"{axis.name} {shown(axis.labels[i])}" for axis, i in zip(result.axes, index, strict=True))
-    hover = html.escape(f"{where}: {value:.5g}", quote=True)
-    style = f"background:{tint};text-align:right;padding:2px 6px;color:inherit"
+    hover = html.escape(result.hover(index), quote=True)
+    style = f"background:{tint(result.values[index].item() / largest)};text-align:right;padding:2px 6px;color:inherit"
     return f"<td style='{style}' title='{hover}'>{html.escape(result.cell(index))}</td>"
 
 

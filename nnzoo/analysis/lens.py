@@ -17,6 +17,10 @@ from nnzoo.analysis.metrics import Answer
 from nnzoo.analysis.results import Axis, Result
 from nnzoo.analysis.sites import sites_of
 from nnzoo.analysis.subject import Model, Subject
+from nnzoo.architectures.html import shown
+
+Guesses = tuple[tuple[str, float], ...]
+LIKELY = 5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,6 +29,7 @@ class Lens(Result):
 
     guesses: Int[Tensor, "layer pos"]  # the most likely token
     texts: tuple[tuple[str, ...], ...]  # [layer][pos]
+    likely: tuple[tuple[Guesses, ...], ...]  # [layer][pos]: the likeliest tokens and their probabilities
     logits: Float[Tensor, "layer pos d_vocab"]
     ranks: Int[Tensor, "layer pos"] | None = None  # of the target: 0 is the most likely token
 
@@ -34,7 +39,13 @@ class Lens(Result):
         if self.ranks is not None:
             return f"{value} #{self.ranks[index].item()}"
         layer, pos = index
-        return f"{self.texts[layer][pos].strip()} {value}"
+        return f"{shown(self.texts[layer][pos])} {value}"
+
+    def hover(self, index: tuple[int, ...]) -> str:
+        """Place and number, and the likeliest tokens there."""
+        layer, pos = index
+        guesses = ", ".join(f"{token!r} {probability:.3f}" for token, probability in self.likely[layer][pos])
+        return f"{super().hover(index)}\n{guesses}"
 
 
 @torch.no_grad()
@@ -76,6 +87,7 @@ def logit_lens(
     probabilities = logits.softmax(dim=-1)
     best = probabilities.max(dim=-1)
     texts = tuple(tuple(subject.text(i) for i in row) for row in best.indices.tolist())
+    likely = tuple(tuple(guesses(subject, one) for one in row) for row in probabilities)
     pos = Axis("pos", tuple(sites.axes[1].labels[i] for i in where.tolist()))
     values, ranks = best.values, None
     if target is not None:
@@ -85,4 +97,10 @@ def logit_lens(
         wanted = wanted.expand(logits.shape[:2])[..., None]
         values, ranks = probabilities.gather(-1, wanted)[..., 0], (logits > logits.gather(-1, wanted)).sum(dim=-1)
     title = f"logit lens at {at}" if target is None else f"logit lens at {at} for {target!r}"
-    return Lens(title, "probability", values, (sites.axes[0], pos), best.indices, texts, logits, ranks)
+    return Lens(title, "probability", values, (sites.axes[0], pos), best.indices, texts, likely, logits, ranks)
+
+
+def guesses(subject: Subject, probabilities: Float[Tensor, "d_vocab"], k: int = LIKELY) -> Guesses:
+    """The k likeliest tokens as texts, with their probabilities."""
+    top = probabilities.topk(min(k, len(probabilities)))
+    return tuple((subject.text(i), p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True))

@@ -2,16 +2,17 @@
 
 import torch
 
-from nnzoo.analysis.results import Axis, Result
+from nnzoo.analysis.colored_text import ColoredText
+from nnzoo.analysis.results import Axis
 from nnzoo.analysis.subject import Model, Prompts, Subject
 
 
 @torch.no_grad()
-def token_losses(model: Model, prompts: Prompts) -> Result:
+def token_losses(model: Model, prompts: Prompts) -> ColoredText:
     """The cross-entropy of each token after the first, in nats: [prompt pos], or [pos] for one prompt.
 
     The loss at a position is that of the token which stands there, as those before it predict it. Where there is
-    padding, or only padding before, it is 0.
+    padding, or only padding before, it is 0. A notebook shows the text, coloured.
 
     >>> from nnzoo import LanguageModel
     >>> model = LanguageModel("nnzoo/tiny-gpt2")
@@ -23,7 +24,9 @@ def token_losses(model: Model, prompts: Prompts) -> Result:
     tokens = subject.read(prompts)
     values = subject.native(tokens.ids, attention_mask=tokens.mask, return_type="loss", loss_per_token=True)
     pos = Axis("pos", subject.labels(tokens)[1:])
-    if len(tokens.ids) == 1:
-        return Result("loss of each token", "nats", values[0], (pos,))
+    real = zip(tokens.ids.tolist(), tokens.real.tolist(), strict=True)
+    texts = tuple(tuple(subject.text(i) if there else "" for i, there in zip(*row, strict=True)) for row in real)
+    if len(texts) == 1:
+        return ColoredText("loss of each token", "nats", values[0], (pos,), texts)
     prompt = Axis("prompt", tuple(map(str, range(len(values)))))
-    return Result("loss of each token", "nats", values, (prompt, pos))
+    return ColoredText("loss of each token", "nats", values, (prompt, pos), texts)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from nnzoo.architectures.html import page, shown
+
 POSITIONS = ("pos", "query", "key", "key_pos")  # axes that are a prompt's positions
 ResultClass = TypeVar("ResultClass", bound="Result")
 
@@ -48,7 +50,7 @@ class Result:
     """Numbers with named axes.
 
     `print(result)` shows a table, a notebook shows it in colours, `to_df()` gives a pandas data frame with a row for
-    each number, `plot()` a plotly figure (`pip install 'nnzoo[viz]'` for these two).
+    each number, `plot()` a plotly figure (`pip install 'nnzoo[viz]'` for these two), `to_html()` a page.
 
     >>> scores = torch.tensor([[0.1, 0.9], [0.5, 0.0]])
     >>> layer, head = Axis("layer", ("0", "1")), Axis("head", ("0", "1"))
@@ -122,6 +124,15 @@ class Result:
     def cell(self, index: tuple[int, ...]) -> str:
         """What a table shows at a place."""
         return f"{self.values[index].item():.2f}".replace("-0.00", "0.00")
+
+    def hover(self, index: tuple[int, ...]) -> str:
+        """What a picture says of a place when the mouse stands on it."""
+        where = ", ".join(f"{axis.name} {shown(axis.labels[i])}" for axis, i in zip(self.axes, index, strict=True))
+        return f"{where}: {self.values[index].item():.5g}"
+
+    def to_html(self) -> str:
+        """What a notebook shows, as one page that needs nothing else: no network, light or dark."""
+        return page(self.title, self._repr_html_())
 
     def __str__(self) -> str:
         from nnzoo.analysis.drawing import as_text

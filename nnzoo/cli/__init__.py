@@ -1,14 +1,22 @@
-"""The command line: `nnzoo demo`, `nnzoo hooks`, `nnzoo verify`, `nnzoo generate`, `nnzoo serve` and `nnzoo keys`.
+"""The command line: `nnzoo demo`, hooks, lens, attention, patch, trace, verify, generate, serve and keys.
 
 Here are only the arguments; what a command does is in the file of its name, which is imported when it is called.
 """
 
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter, _SubParsersAction
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    HelpFormatter,
+    Namespace,
+    RawDescriptionHelpFormatter,
+    _SubParsersAction,
+)
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -73,12 +81,21 @@ def parser() -> ArgumentParser:
         prog="nnzoo",
         description="Transformer language models to look inside.",
         epilog="nnzoo COMMAND --help says more of a command. Try: nnzoo demo",
+        formatter_class=_Help,
     )
     top.add_argument("--version", action="version", version=f"nnzoo {version('nnzoo')}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_demo, _hooks, _verify, _generate, _serve, _keys):
+    for add in (_demo, _hooks, _lens, _attention, _patch, _trace, _verify, _generate, _serve, _keys):
         add(commands)
     return top
+
+
+class _Help(HelpFormatter):
+    """Leaves room for the longest command, which argparse forgets to count with its indent."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._action_max_length = 13
 
 
 def _demo(commands: _SubParsersAction) -> None:
@@ -108,6 +125,92 @@ def _hooks(commands: _SubParsersAction) -> None:
     )
     command.add_argument("model", metavar="MODEL", help=MODEL)
     command.add_argument("--layer", type=int, metavar="N", help="only the hook points of this block")
+
+
+def _lens(commands: _SubParsersAction) -> None:
+    command = _command(
+        commands,
+        "lens",
+        "what a model would say if it stopped after each layer",
+        "The logit lens: the last norm and the unembedding, applied to the residual\n"
+        "stream after each block. A cell is the most likely next token at a position,\n"
+        "and its probability; with --target the probability of that token, and its rank.",
+        'nnzoo lens nnzoo/tiny-gpt2 "The capital of France is" --target Paris',
+    )
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument("prompt", metavar="PROMPT", help="the text that the model reads")
+    command.add_argument("--target", metavar="TOKEN", help="a word of one token, whose probability is shown")
+    command.add_argument(
+        "--at", metavar="SITE", help="read resid_pre, resid_mid, attn_out or mlp_out instead of resid_post"
+    )
+    _html(command)
+
+
+def _attention(commands: _SubParsersAction) -> None:
+    command = _command(
+        commands,
+        "attention",
+        "where each head of a model looks",
+        "Attention patterns on a prompt. Without --layer and --head: where each head\n"
+        "looks most from the last token. With them: whole patterns, from each row to\n"
+        "the columns. A page (--html) has all heads, with their values on hovering.",
+        'nnzoo attention nnzoo/tiny-gpt2 "The capital of France is" --layer 1 --head 0',
+    )
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument("prompt", metavar="PROMPT", help="the text that the model reads")
+    command.add_argument("--layer", type=int, metavar="N", help="the heads of this block")
+    command.add_argument("--head", type=int, metavar="N", help="this head, of the block or of each")
+    _html(command)
+
+
+def _patch(commands: _SubParsersAction) -> None:
+    command = _command(
+        commands,
+        "patch",
+        "which places of a run carry the answer",
+        "Activation patching: of two prompts that differ in a word (and have as many\n"
+        "tokens), values of the clean run are put into the corrupted one, at each place\n"
+        "in turn. 0: nothing changes; 1: the answer of the clean run is back.",
+        'nnzoo patch nnzoo/tiny-gpt2 "The capital of France is" "The capital of Italy is" --answer Paris --wrong Rome',
+    )
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument("clean", metavar="CLEAN", help="the prompt whose answer is to come back")
+    command.add_argument("corrupted", metavar="CORRUPTED", help="the prompt that is patched")
+    command.add_argument("--answer", required=True, metavar="TOKEN", help="what should follow CLEAN: one token")
+    command.add_argument("--wrong", required=True, metavar="TOKEN", help="what should follow CORRUPTED: one token")
+    command.add_argument(
+        "--site",
+        default="resid_pre",
+        metavar="SITE",
+        help="resid_pre (the default), resid_mid, attn_out, mlp_out; of heads z, q, k, v, pattern",
+    )
+    command.add_argument(
+        "--by", metavar="AXES", help='what to patch one by one: pos, head, "pos head" (pos, or head where there is one)'
+    )
+    _html(command)
+
+
+def _trace(commands: _SubParsersAction) -> None:
+    command = _command(
+        commands,
+        "trace",
+        "read values of a pass by their paths, and store them",
+        "Reads what stands at each PATH when the model reads a prompt. A path is\n"
+        "Hugging Face's, with .output or .input, or the name of a hook point; `nnzoo\n"
+        'hooks MODEL` lists both. "*" stands for every block. The pass stops after the\n'
+        "last of them.",
+        'nnzoo trace nnzoo/tiny-gpt2 "The capital of France is" "transformer.h[1].output[0]" '
+        '"blocks.*.attn.hook_pattern" --out values.safetensors',
+    )
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument("prompt", metavar="PROMPT", help="the text that the model reads")
+    command.add_argument("paths", nargs="+", metavar="PATH", help="what to read; a module's path is its output")
+    command.add_argument("--out", metavar="FILE", help="the file to write, by path; safetensors")
+    _html(command)
+
+
+def _html(command: ArgumentParser) -> None:
+    command.add_argument("--html", metavar="FILE", help="write one page instead of to the terminal")
 
 
 def _verify(commands: _SubParsersAction) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nnzoo import LanguageModel
-from nnzoo.analysis.drawing import shown
+from nnzoo.architectures.html import shown
 from nnzoo.cli.findings import Findings, Induction, Lens, Patch, Predictions
 from nnzoo.cli.page import page
 from nnzoo.cli.terminal import show

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from nnzoo.analysis.drawing import shown
+from nnzoo.architectures.html import shown
 from nnzoo.weights.tiny.corpus import Prompt
 
 FULLY = 0.9  # of the way from one answer to the other

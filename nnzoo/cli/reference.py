@@ -1,28 +1,14 @@
 """What transformers computes on a checkpoint: the other side of `nnzoo verify`."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
-Place = tuple[str, str]  # a module's path, and "input", "output" or, where it is a tuple, "output[1]"
-
-
-@dataclass
-class Reference:
-    """The values that a prompt has in transformers' model, and how the model goes on."""
-
-    values: dict[Place, Tensor] = field(default_factory=dict)
-    generated: Int[Tensor, "batch new"] | None = None
-
-    def note(self, path: str, side: str, value: Any) -> None:
-        """Keep what a module was given or gave: a tensor, or the tensors of a tuple."""
-        parts = {side: value} if isinstance(value, Tensor) else {f"{side}[{i}]": value[i] for i in range(len(value))}
-        self.values.update({(path, name): part.detach() for name, part in parts.items() if isinstance(part, Tensor)})
+from nnzoo.debugging.places import Reference, observe
 
 
 @torch.no_grad()
@@ -41,12 +27,12 @@ def reference(
     """
     model = _load(folder, dtype, tokens.device)
     found, eager = Reference(), Reference()
-    _observe(model, paths, tokens, found)
+    observe(model, paths, tokens, found)
     if max_new_tokens:
         model.generation_config.max_new_tokens = max_new_tokens
         found.generated = model.generate(tokens, attention_mask=torch.ones_like(tokens))[:, tokens.shape[1] :]
     model.set_attn_implementation("eager")
-    _observe(model, [path for path in paths if path.endswith("attn")], tokens, eager)
+    observe(model, [path for path in paths if path.endswith("attn")], tokens, eager)
     found.values.update({place: value for place, value in eager.values.items() if place[1] == "output[1]"})
     return found
 
@@ -60,19 +46,3 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").to(device)
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)  # no stop token: all the way
     return model.eval()
-
-
-def _observe(model: nn.Module, paths: Collection[str], tokens: Tensor, found: Reference) -> None:
-    def listen(path: str) -> Any:
-        def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            found.note(path, "input", next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
-            found.note(path, "output", output)
-
-        return model.get_submodule(path).register_forward_hook(note, with_kwargs=True)
-
-    handles = [listen(path) for path in paths]
-    try:
-        model(tokens)
-    finally:
-        for handle in handles:
-            handle.remove()

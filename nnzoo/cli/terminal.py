@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from nnzoo.analysis.drawing import shown
+from nnzoo.architectures.html import shown
 from nnzoo.cli.findings import CLEARLY, FULLY, Findings, Induction, Lens, Patch, Predictions
 
 SHADES = " ░▒▓█"

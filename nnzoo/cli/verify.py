@@ -12,14 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from nnzoo.cli.comparison import Continuation, Difference, compare, compare_generation, places_of
+from nnzoo.cli.comparison import Continuation, compare_generation
 from nnzoo.cli.generate import utf8
 from nnzoo.cli.reference import reference
+from nnzoo.debugging.places import TOLERANCES, Difference, compare, places_of
 from nnzoo.weights import Checkpoint, load, open_checkpoint, resolve, skeleton
 
-# What another order of summation may change. In half precision a score of 10 is off by 0.004 or 0.03, and e to that in
-# the pattern: there only gross mistakes show.
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 NEW_TOKENS = 20
 SENTENCES = (
     "When Mary and John went to the store, John gave a drink to Mary. The keys to the cabinet are old. "

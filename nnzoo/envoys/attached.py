@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from nnzoo.tracing.arguments import user_line
 from nnzoo.tracing.lazy import LazyTensor
+from nnzoo.tracing.lines import user_line
 from nnzoo.tracing.recorder import TraceError
 from nnzoo.tracing.tape import Watch
 

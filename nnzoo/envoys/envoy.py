@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from nnzoo.architectures.html import page
 from nnzoo.envoys.attached import Attached
 from nnzoo.envoys.calling import apply
 from nnzoo.envoys.names import check_free, join, missing, no_such_assignment
 from nnzoo.envoys.outputs import Outputs
 from nnzoo.envoys.printing import tree_text
 from nnzoo.envoys.tree import Node
+from nnzoo.envoys.tree_html import tree_html
 from nnzoo.envoys.weights import WeightMethods
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.places import View
@@ -22,8 +24,6 @@ from nnzoo.weights.paths import ModulePath, Value
 
 if TYPE_CHECKING:
     from nnzoo.language_model import LanguageModel
-
-SETTABLE = ("output", "input", "inputs")
 
 
 class Envoy(WeightMethods):
@@ -293,3 +293,10 @@ class Envoy(WeightMethods):
 
     def __repr__(self) -> str:
         return tree_text(self)
+
+    def _repr_html_(self) -> str:
+        return tree_html(self)
+
+    def to_html(self) -> str:
+        """The tree as a notebook shows it, as one page that needs nothing else: no script, no network."""
+        return page(self._path or self._root._checkpoint.name, tree_html(self))

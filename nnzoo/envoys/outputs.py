@@ -35,6 +35,8 @@ class Outputs(tuple):
             return self.last_hidden_state
         if not isinstance(index, (int, slice)):
             raise self._no_tensor()
+        if isinstance(index, int):
+            self._check_is_there(index, len(self))
         return super().__getitem__(index)
 
     def __setitem__(self, index: Any, new: Any) -> None:
@@ -44,9 +46,12 @@ class Outputs(tuple):
         if not isinstance(index, int):
             raise self._no_tensor()
         values = self._envoy._values()
-        if not -len(values) <= index < len(values):
-            raise IndexError(f"{self._envoy._path}.output is a tuple of {len(values)}: there is no .output[{index}]")
+        self._check_is_there(index, len(values))
         self._envoy._write(values[index], new)
+
+    def _check_is_there(self, index: int, n_values: int) -> None:
+        if not -n_values <= index < n_values:
+            raise IndexError(f"{self._envoy._path}.output is a tuple of {n_values}: there is no .output[{index}]")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not hasattr(Tensor, name):

@@ -24,31 +24,34 @@ def tree_text(envoy: "Envoy") -> str:
 
 
 def _lines(envoy: "Envoy") -> list[str]:
-    hooks = _hooks(envoy)
+    hooks = hooks_of(envoy)
     if envoy._node.is_hook:
         return [f"HookPoint({envoy._path}: {_shape(envoy._node.axes or '', envoy._root.skeleton.axis_sizes)})"]
     children = _children(envoy)
-    kind = _kind(envoy)
+    kind = kind_of(envoy)
     if not children:
-        return [f"{kind}({_details(envoy)})", *(f"    {line}" for line in hooks)]
+        return [f"{kind}({details_of(envoy)})", *(f"    {line}" for line in hooks)]
     return [f"{kind}(", *(f"  {line}" for line in [*hooks, *children]), ")"]
 
 
-def _kind(envoy: "Envoy") -> str:
+def kind_of(envoy: "Envoy") -> str:
+    """The name of a module's class: transformers', or nnzoo's for a module by its native name."""
     node = envoy._node
     if not node.is_native or node.module is None:
         return node.entry.kind
     return type(envoy._root.skeleton.get_submodule(node.module.format(i=envoy._layer))).__name__
 
 
-def _details(envoy: "Envoy") -> str:
+def details_of(envoy: "Envoy") -> str:
+    """What transformers prints of a module without children: "(96,), eps=1e-05"."""
     node, model = envoy._node, envoy._root.skeleton
     names = {leaf: name.format(i=envoy._layer) for leaf, name in node.parameters.items()}
     shapes = {leaf: tuple(model.get_parameter(name).shape) for leaf, name in names.items()}
     return extra_repr(node.path, node.entry.kind, shapes, model.config, envoy._root._settings)
 
 
-def _hooks(envoy: "Envoy") -> list[str]:
+def hooks_of(envoy: "Envoy") -> list[str]:
+    """A line for each hook point of a module: its name and its shape."""
     hooks, sizes = envoy._node.hooks, envoy._root.skeleton.axis_sizes
     width = max(map(len, hooks), default=0)
     return [f"{name.ljust(width)}  {_shape(node.axes or '', sizes)}" for name, node in hooks.items()]
@@ -65,14 +68,14 @@ def _shape(axes: str, sizes: Mapping[str, int]) -> str:
 
 def _children(envoy: "Envoy") -> list[str]:
     """The lines of the modules below, equal ones that follow each other in a list folded to one."""
-    labels = _labels(envoy)
+    labels = labels_of(envoy)
     parts = [(labels.get(name, name), repr(child).split("\n")) for name, child in envoy._children().items()]
     if envoy._node.item is not None:
         parts = _fold(parts)
     return [line for label, (head, *rest) in parts for line in (f"({label}): {head}", *rest)]
 
 
-def _labels(envoy: "Envoy") -> dict[str, str]:
+def labels_of(envoy: "Envoy") -> dict[str, str]:
     """The children that have other names too: {"h": "layers/h"}."""
     labels: dict[str, str] = {}
     for alias, path in reversed(envoy._node.aliases.items()):

@@ -14,6 +14,7 @@ from nnzoo.tracing.graph import Invoke, Node
 from nnzoo.tracing.graph_object import Graph
 from nnzoo.tracing.invoking import Stop
 from nnzoo.tracing.lazy import LazyTensor
+from nnzoo.tracing.lines import end_at_the_user
 from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.pending import Generated
 from nnzoo.tracing.places import Places
@@ -101,6 +102,7 @@ class SessionTracer(RemoteTracer):
             self._past.update(self.invokes)
         if not is_whole:
             self._program.failed = error
+            end_at_the_user(error, traceback)
         return kind is Stop
 
     def _next_index(self) -> int:
@@ -136,7 +138,7 @@ class RemoteSession(Session):
 
     is_remote = True
 
-    def __init__(self, model: "TracedModel", target: Target) -> None:
+    def __init__(self, model: "TracedModel | None", target: Target) -> None:
         super().__init__(model)
         self._target = target
         target.connect()  # that no server is known is said at once
@@ -149,9 +151,9 @@ class RemoteSession(Session):
 
     @property
     def program(self) -> Program:
-        """What it has recorded. Raises TraceError before it has begun."""
+        """What it has recorded. Raises TraceError before it has begun, and without a model before its first trace."""
         if self._program is None:
-            raise TraceError("the session has not begun: with model.session(remote=True): ...")
+            raise TraceError("nothing has been traced in this session: with model.session(remote=True): ...")
         return self._program
 
     @property
@@ -164,26 +166,25 @@ class RemoteSession(Session):
         """The job by nnsight's names."""
         return self.program.backend
 
-    def __enter__(self) -> "RemoteSession":
-        super().__enter__()
+    def _begin(self, model: "TracedModel") -> None:
+        super()._begin(model)
         try:
-            self._program = Program(self._model, self._target)
+            self._program = Program(model, self._target)
         except BaseException:
-            self._model._session.set(None)
+            model._session.set(None)
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        program = self.program
         try:
             if kind is None:
-                self._send(program)
-                program.recorder.ended = program.ended
+                self._send(self.program)
+                self.program.recorder.ended = self.program.ended
         finally:
             super().__exit__(kind, error, traceback)
-            program.recorder.close()
+            if self._program is not None:
+                self._program.recorder.close()
 
     def _send(self, program: Program) -> None:
         for one in self.generated:

@@ -1,9 +1,28 @@
 """Lazy traces: a body records a graph, leaving it plans and runs the model just as far as the graph needs.
 
-lazy.py     LazyTensor: looks like a tensor, records what is done to it
-infer.py    shapes, dtypes and aliases of recorded operations, on the meta device
-graph.py    what was recorded: nodes, the storages they share, the places they stand at
-run.py      one pass of the model, with the graph's nodes run where they belong
-tracer.py   the `with` block
-envoy.py    Hugging Face's module paths on top of it
+The path of a value, from `model.transformer.h[5].output` to the tensor:
+
+1. ../envoys/envoy.py   the path is the name of a hook point
+2. tracer.py            the `with` block: what is read in its body; and at its end, what is still held is asked for
+3. places.py            the value at the hook point is a node of the graph, and a LazyTensor stands for the node
+4. walk.py              the pass of the model comes to the hook point and gives the node its value
+5. filling.py           the LazyTensor becomes a tensor with that value
+
+The body. lazy.py: what looks like a tensor. recorder.py, writing.py: what is done to it becomes nodes, in a graph
+(graph.py); infer.py, effects.py: what an operation gives, without running it; arguments.py, lines.py: its arguments,
+and where it stands; modes.py, random_numbers.py: PyTorch's state there; custom.py: autograd.Functions; gradients.py:
+backward and `.grad`; shapes.py: what places hold; wholes.py: the whole batch; pass_order.py: what cannot be.
+
+The run. plan.py, schedule.py: what must run, in which passes; execution.py: runs it, resuming.py: from where a look
+stopped; batch.py: several prompts as one; run.py: values and how long they live; shortcuts.py: what is left out;
+decoding.py: who chooses tokens.
+
+Other blocks. traced.py: what LanguageModel offers. invoking.py, session.py, scanning.py, saving.py, caching.py, and for
+generation steps.py and pending.py. editing.py, edit_steps.py: an edit's body; edits.py: edits done in later traces, by
+a tape (tape.py, lengths.py); edit_files.py: edits in a file.
+
+The graph as data. graph_object.py: `tracer.graph`. entries.py: nodes as plain data; graph_json.py, values.py,
+stored_tensors.py, functions.py: how they are written; replay.py, call_checks.py: recorded again on a model, and
+believed in nothing; memory.py: what they will hold. graph_plan.py, graph_text.py, graph_layout.py, graph_html.py: what
+one sees.
 """

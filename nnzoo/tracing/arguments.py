@@ -1,21 +1,15 @@
 """Arguments of recorded calls: which of them are lazy, which are edited, what stands for them in the graph."""
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import einops
-import jaxtyping
 import torch
 from torch import Tensor
 
-from nnzoo.tracing.graph import Line, Node
+from nnzoo.tracing.graph import Node
 from nnzoo.tracing.infer import map_tensors
 from nnzoo.tracing.lazy import LazyTensor
 
-_OURS = os.path.dirname(os.path.dirname(__file__))
-_LIBRARIES = (_OURS, *(library.__path__[0] for library in (torch, einops, jaxtyping)), "<@beartype")
 _EDITS = {"__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
 
 
@@ -48,14 +42,6 @@ def lazies(value: Any) -> list[LazyTensor]:
     found: list[LazyTensor] = []
     map_tensors(lambda t: found.append(t) if isinstance(t, LazyTensor) else None, value)
     return found
-
-
-def user_line() -> Line:
-    """The innermost line that is neither ours, nor PyTorch's, nor a type checker's."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
-        frame = frame.f_back
-    return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
 def edited(name: str, args: tuple, kwargs: dict) -> Tensor | None:

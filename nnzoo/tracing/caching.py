@@ -209,6 +209,10 @@ class CacheView:
     def __reduce__(self) -> tuple:
         return _view, (self._cache, None if self._module is None else key_of(self._module))
 
+    def save(self) -> "CacheView":
+        """Accepted: a cache keeps what it holds anyway."""
+        return self
+
     def _of_each(self, value: Callable[[Visit], Any], what: str) -> Any:
         if self._module is None:
             raise KeyError(f"the cache itself has no {what}: cache['model'], cache.transformer... have")

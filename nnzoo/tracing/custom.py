@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nnzoo.tracing.arguments import edited, lazies, name_of, user_line, with_nodes
+from nnzoo.tracing.arguments import edited, lazies, name_of, with_nodes
 from nnzoo.tracing.infer import Answer, map_tensors
 from nnzoo.tracing.lazy import LazyTensor
+from nnzoo.tracing.lines import user_line
 from nnzoo.tracing.modes import Modes, random_state, set_random_state
 from nnzoo.tracing.writing import TraceError
 

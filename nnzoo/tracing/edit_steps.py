@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from nnzoo.tracing.arguments import user_line
 from nnzoo.tracing.edits import Part
 from nnzoo.tracing.graph import Line, Node
 from nnzoo.tracing.lengths import Length
+from nnzoo.tracing.lines import user_line
 from nnzoo.tracing.recorder import TraceError
 from nnzoo.tracing.steps import Which
 from nnzoo.tracing.tape import Do, Entry, Read, Tape, Watch, Write

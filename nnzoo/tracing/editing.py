@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from nnzoo.prompts import Prompt
-from nnzoo.tracing.arguments import user_line
 from nnzoo.tracing.edit_steps import APART, EditIndex
 from nnzoo.tracing.edits import Edit, Part, outside_of_its_loop
 from nnzoo.tracing.graph import Invoke, Place, Stage
 from nnzoo.tracing.lazy import LazyTensor
+from nnzoo.tracing.lines import user_line
 from nnzoo.tracing.recorder import Recorder, TraceError
 from nnzoo.tracing.tape import Tape
 from nnzoo.tracing.tracer import Tracer

@@ -94,23 +94,11 @@ class Playback:
             if self._is_late(entry, shift) or not out_of_reach.isdisjoint(entry.uses):
                 out_of_reach.update(entry.results)
                 continue
-            self._do(entry, player)
+            player.play(entry)
             self._done.add((number, shift, n))
 
     def _is_late(self, entry: Entry, shift: int) -> bool:
         return not isinstance(entry, Do) and entry.step + shift >= self._most
-
-    def _do(self, entry: Entry, player: Player) -> None:
-        nodes = self._tracer.recorder.nodes
-        before = len(nodes)
-        try:
-            player.play(entry)
-        except Exception as error:
-            if hasattr(error, "add_note"):
-                error.add_note(f"in an edit of the model, recorded at {entry.line}")
-            raise
-        for node in nodes[before:]:
-            node.line = entry.line
 
     def _player(self, shift: int, known: ChainMap[Any, Any]) -> Player:
         tracer, here = self._tracer, [self._invoke]
@@ -119,5 +107,6 @@ class Playback:
             read=lambda hook, step: tracer._places.read(here, hook, step + shift),
             put=lambda hook, step, value: tracer._places.put(here, hook, step + shift, value),
             watch=lambda module, values, step: note(tracer, module, values, tuple(here), step + shift, by_edit=True),
+            where="in an edit of the model",
             new=known,
         )

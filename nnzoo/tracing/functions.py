@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nnzoo.tracing.wholes import copy_part, stack_prompts
+from nnzoo.tracing.wholes import copy_part, stack_ids, stack_prompts
 
 
 class GraphError(ValueError):
@@ -125,7 +125,12 @@ _SPECIAL = """
 
 _INIT = "constant_ normal_ uniform_ kaiming_uniform_"
 _ATTRIBUTES = "T mT H mH real imag data"
-_OWN = {"torch.autograd.grad": torch.autograd.grad, "nnzoo.stack_prompts": stack_prompts, "nnzoo.copy_part": copy_part}
+_OWN = {
+    "torch.autograd.grad": torch.autograd.grad,
+    "nnzoo.stack_prompts": stack_prompts,
+    "nnzoo.stack_ids": stack_ids,
+    "nnzoo.copy_part": copy_part,
+}
 
 
 @cache

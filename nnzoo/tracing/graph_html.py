@@ -5,17 +5,24 @@ SVG in HTML, without scripts and without a network, for light and dark pages. Wh
 
 from html import escape
 
-from nnzoo.tracing.entries import Entry, Program
+from nnzoo.architectures import html
+from nnzoo.architectures.html import DARK, LIGHT
+from nnzoo.tracing.entries import Entry, Program, PromptEntry
 from nnzoo.tracing.graph_layout import BOX_HEIGHT, BOX_WIDTH, COLUMN, LEFT, Column, Layout, lay_out, sources
 from nnzoo.tracing.graph_plan import RUNS, SKIPPED, PassView, PlanView, ranges
 from nnzoo.tracing.graph_text import describe, notes_of, text
 
-STYLE = """
-.nnzoo-graph { color-scheme: light dark; --ink: #1c1e21; --faint: #6a6f76; --line: #d4d7db; --page: #fbfbfa;
+PAGE_STYLE = f""":root {{ {LIGHT}; }}
+@media (prefers-color-scheme: dark) {{ :root {{ {DARK}; }} }}
+body {{ margin: 0; background: var(--page); }}"""
+COLORS = f"""
+.nnzoo-graph {{ color-scheme: light dark; {LIGHT}; --line: #d4d7db;
   --runs: #e3eefb; --box: #ffffff; --read: #2676d6; --edit: #c2410c; --grad: #7c3aed; --call: #7a8087;
-  color: var(--ink); background: var(--page); font: 13px/1.45 system-ui, sans-serif; padding: 12px; }
-@media (prefers-color-scheme: dark) { .nnzoo-graph { --ink: #e6e7e9; --faint: #9aa0a8; --line: #3a3f45; --page: #15171a;
-  --runs: #1b2c42; --box: #22262b; --read: #6caef5; --edit: #fb923c; --grad: #b794f6; --call: #8b929a; } }
+  color: var(--ink); background: var(--page); font: 13px/1.45 system-ui, sans-serif; padding: 12px; }}
+@media (prefers-color-scheme: dark) {{ .nnzoo-graph {{ {DARK}; --line: #3a3f45;
+  --runs: #1b2c42; --box: #22262b; --read: #6caef5; --edit: #fb923c; --grad: #b794f6; --call: #8b929a; }} }}
+"""
+STYLE = """
 .nnzoo-graph .scroll { overflow-x: auto; }
 .nnzoo-graph svg text { fill: var(--ink); font: 12px ui-monospace, Menlo, Consolas, monospace; }
 .nnzoo-graph svg .head { font: 600 13px system-ui, sans-serif; }
@@ -63,21 +70,7 @@ _LETTERS = (BOX_WIDTH - 14) * 10 // 73  # as many characters as fit into a box
 
 def page(program: Program, places: dict[str, str], plan: PlanView | None) -> str:
     """The picture as one page."""
-    title = escape(f"A graph for {program.about['name']}")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>body {{ margin: 0; background: #fbfbfa; }}
-@media (prefers-color-scheme: dark) {{ body {{ background: #15171a; }} }}</style>
-</head>
-<body>
-{fragment(program, places, plan)}
-</body>
-</html>
-"""
+    return html.page(f"A graph for {program.about['name']}", fragment(program, places, plan), PAGE_STYLE)
 
 
 def fragment(program: Program, places: dict[str, str], plan: PlanView | None) -> str:
@@ -88,7 +81,7 @@ def fragment(program: Program, places: dict[str, str], plan: PlanView | None) ->
     drawing = "\n".join([_DEFINITIONS, *(line for part in (*parts, boxes) for line in part)])
     size = f'width="{layout.width}" height="{layout.height}" viewBox="0 0 {layout.width} {layout.height}"'
     return f"""<div class="nnzoo-graph">
-<style>{STYLE}</style>
+<style>{COLORS}{STYLE}</style>
 <div class="scroll"><svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="the recorded graph" {size}>
 {drawing}
 </svg></div>
@@ -111,11 +104,18 @@ def _heads(layout: Layout, program: Program, plan: PlanView | None) -> list[str]
         passing = _numbers_of(invoke, plan)
         number = f", pass{'es' if len(passing) > 1 else ''} {ranges(passing)}" if passing else ""
         words = f"invoke {invoke}{f', step {step}' if step else ''}{number}"
-        shape = "" if invoke >= len(program.prompts) else str(list(program.prompts[invoke].tokens.shape))
+        shape = "" if invoke >= len(program.prompts) else _shape(program.prompts[invoke], step)
         x = layout.left((invoke, step)) + 16
         lines.append(f'<text class="head" x="{x}" y="18">{escape(words)}</text>')
         lines.append(f'<text class="band" x="{x}" y="34">tokens {escape(shape)}</text>')
     return lines
+
+
+def _shape(prompt: PromptEntry, step: int) -> str:
+    """Of the tokens that a step reads: the prompt's, then the one that was chosen in each row."""
+    rows, n_pos = prompt.tokens.shape
+    sequences = rows * (prompt.options or {}).get("num_return_sequences", 1)
+    return str([sequences, 1 if step else n_pos])
 
 
 def _cells(layout: Layout, plan: PlanView | None) -> list[str]:

@@ -123,6 +123,8 @@ def shown(value: Any) -> str:
         return _short(f"[{', '.join(shown(one) for one in value)}]")
     if isinstance(value, slice):
         return _slice(value)
+    if isinstance(value, torch.Generator):
+        return "<generator>"
     return str(value) if isinstance(value, Ref) or not isinstance(value, str) else _short(repr(value))
 
 
@@ -160,7 +162,7 @@ def passes(plan: PlanView, places: dict[str, str], n_nodes: int) -> list[str]:
 
 def _batch(one: PassView, places: dict[str, str]) -> str:
     together = " in one batch" if len(one.invokes) > 1 else ""
-    batch = f"{named_invokes(one.invokes)}{together} [{one.rows} row{_s(one.rows)}, {one.n_pos} tokens]"
+    batch = f"{named_invokes(one.invokes)}{together} [{one.rows} row{_s(one.rows)}, {one.n_pos} token{_s(one.n_pos)}]"
     if one.goes_on_from is None:
         return batch
     return f"{batch} go{'' if len(one.invokes) > 1 else 'es'} on from {place(one.goes_on_from, places)}"

@@ -35,6 +35,7 @@ class Answer:
     changed: tuple[int, ...] = ()
 
 
+UNKNOWN = Answer(None, (), ())  # numbers decide it
 _memory: dict[Any, Answer] = {}
 _MEMORY_SIZE = 4096
 

@@ -26,12 +26,12 @@ from nnzoo.tracing.arguments import (
     without_masks,
 )
 from nnzoo.tracing.custom import CustomFunctions
-from nnzoo.tracing.drawing import draw
 from nnzoo.tracing.graph import Call, Node, Pick, Put, Storage
-from nnzoo.tracing.infer import Answer, NeedsValues, infer, map_tensors, moves
+from nnzoo.tracing.infer import UNKNOWN, Answer, NeedsValues, infer, map_tensors, moves
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.lengths import map_lengths
 from nnzoo.tracing.modes import Modes
+from nnzoo.tracing.random_numbers import draw
 from nnzoo.tracing.tape import StepValues, Tape
 from nnzoo.tracing.writing import TraceError, Writer
 
@@ -148,6 +148,8 @@ class Recorder(Writer):
         if name in _FROM_SHAPE and len(lazies((args, kwargs))) == 1:
             return self.constant(call_with(fn, lambda t: stand_in(t, self.device), args, kwargs))
         if name == "__getitem__":
+            if isinstance(args[1], str):
+                return self._by_name(args[0], args[1])
             args = (args[0], without_masks(args[1]))
         return self._record(fn, name, args, kwargs, shapes)
 
@@ -160,7 +162,7 @@ class Recorder(Writer):
         except NeedsValues:
             if target is None:
                 return self._now(fn, args, kwargs)
-            answer = Answer(None, (), ())  # numbers decide which elements are written; shape and dtype stay
+            answer = UNKNOWN  # numbers decide which elements are written; shape and dtype stay
         if not answer.leaves and target is None:
             return answer.result
         changes = self._changed(name, answer, args, kwargs) if target is None and answer.changed else ()
@@ -179,6 +181,13 @@ class Recorder(Writer):
         if self.tape is not None:
             self.lists.append(self.tape.keep(lazy))
         return lazy if self.tape is None else self.lists[-1]
+
+    @staticmethod
+    def _by_name(lazy: LazyTensor, name: str) -> Any:
+        """What the model's output has by a name, as transformers' output does: `model.output["logits"]`."""
+        if name not in ("logits", "loss"):
+            raise KeyError(f"{lazy!r} has no {name!r}; the model's output has ['logits'] and ['loss']")
+        return getattr(lazy, name)
 
     def loss_of(self, logits: LazyTensor) -> Any:
         """The loss of a prompt that was given with `labels=`, by the logits as they stand."""
@@ -257,7 +266,7 @@ class Recorder(Writer):
             if lazy._node.meta is None:
                 raise NeedsValues  # how long generated ids are, only numbers tell
         if name == "__setitem__" and any(m.dtype == torch.bool for m in index_metas(args[1])):
-            return Answer(None, (), ())  # which elements a mask picks only numbers tell; nothing else is to be known
+            return UNKNOWN  # which elements a mask picks only numbers tell; nothing else is to be known
         metas = [lazy._node.meta for lazy in inputs]
         return infer(fn, map_tensors(to_meta, args), map_tensors(to_meta, kwargs), metas, self.device)
 

@@ -22,19 +22,19 @@ from nnzoo.tracing.functions import GraphError, ModuleCall, decode_function
 from nnzoo.tracing.gradients import Backward, Flowing, Gradients, at_the_end
 from nnzoo.tracing.graph import END, Call, Chosen, Given, Invoke, Line, Node, Pick, Result, Stage
 from nnzoo.tracing.graph_plan import values_of
-from nnzoo.tracing.infer import Answer, NeedsValues, infer
+from nnzoo.tracing.infer import UNKNOWN, Answer, NeedsValues, infer
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.modes import Modes, restored
 from nnzoo.tracing.places import Places, View
 from nnzoo.tracing.recorder import Recorder
 from nnzoo.tracing.shapes import Shapes
 from nnzoo.tracing.stored_tensors import weight_of
+from nnzoo.tracing.wholes import stack_ids
 
 MOST_ROWS = 65_536  # of a prompt, with all sequences that are generated from it
 MOST_ELEMENTS = 2**40  # of a value
 MOST_PARTS = 1_000_000  # into which a value may be taken apart
 _TAKES_APART = set("unbind split split_with_sizes chunk tensor_split hsplit vsplit dsplit __reversed__".split())
-_UNKNOWN = Answer(None, (), ())  # numbers decide it
 _DIFFERENTIATE = {"outputs", "inputs", "grad_outputs", "retain_graph", "create_graph", "allow_unused"}
 _DIFFERENTIATE |= {"only_inputs", "is_grads_batched", "materialize_grads"}
 
@@ -199,7 +199,7 @@ class _Replay:
 
     def _pick(self, of: int, which: int) -> None:
         call = self._nodes[of]
-        answer = self._answers.get(call, _UNKNOWN)
+        answer = self._answers.get(call, UNKNOWN)
         if which >= len(answer.leaves):
             raise GraphError(f"%{of} gives {len(answer.leaves)} tensors, and no number {which}")
         alias, meta = answer.aliases[which], answer.leaves[which]
@@ -309,6 +309,9 @@ class _Replay:
         if target is not None and not any(target is one for one in nodes):
             raise GraphError("it edits what it does not use")
         if any(one.meta is None for one in nodes):
+            if fn is stack_ids:
+                _check_lengths(args, kwargs, nodes)
+                return UNKNOWN
             return self._unknown(fn, args, kwargs, target)
         if name_of(fn) in _TAKES_APART and any(size > MOST_PARTS for one in nodes for size in one.meta.shape):
             raise GraphError(f"a value with more than {MOST_PARTS} parts is taken apart")
@@ -333,7 +336,7 @@ class _Replay:
         is_own = is_edit and getattr(torch.Tensor, name, None) is fn and operands(kwargs) == ((), [])
         if target is None or not args or args[0] is not target or not is_own:
             raise GraphError("it needs numbers, which are there only when the model runs")
-        return _UNKNOWN
+        return UNKNOWN
 
     def _differentiate(self, args: tuple, kwargs: dict) -> None:
         inputs, outputs = kwargs.get("inputs"), kwargs.get("outputs")
@@ -349,6 +352,13 @@ class _Replay:
         node.differentiates = tuple(inputs)
         self._recorder.needs_grad = True
         self._answers[node] = answer
+
+
+def _check_lengths(args: tuple, kwargs: dict, ids: tuple[Node, ...]) -> None:
+    """Of generated ids as one batch: those of prompts, with the lengths that these have."""
+    n_pos = [one.invoke.n_pos for one in ids if isinstance(one, Result) and one.invoke is not None]
+    if kwargs or len(n_pos) < len(ids) or args[2:] != ids or list(args[0]) != n_pos:
+        raise GraphError("the ids of a batch are those of its prompts, with their lengths")
 
 
 def _whole(number: Any) -> int:

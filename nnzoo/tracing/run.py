@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnzoo.tracing.graph import Call, Given, Invoke, Node, Place, Put, Storage
+from nnzoo.tracing.lines import add_note
 from nnzoo.tracing.plan import Plan
 from nnzoo.tracing.wholes import copy_part, stack_prompts
 
@@ -100,8 +101,8 @@ class Run:
         try:
             node.run_in(self)
         except Exception as error:
-            if hasattr(error, "add_note") and not getattr(error, "__notes__", None):
-                error.add_note(f"recorded at {node.line}")
+            if not getattr(error, "__notes__", None):
+                add_note(error, f"recorded at {node.line}")
             raise
         for one in node.inputs:
             self._before_edit.pop((node, one), None)

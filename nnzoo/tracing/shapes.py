@@ -1,5 +1,6 @@
 """What a pass will hold at each hook point, known before it runs: in which order they fire, with which shapes."""
 
+from contextvars import Context
 from dataclasses import fields, replace
 
 import torch
@@ -26,7 +27,8 @@ def firing_order(model: HookedModel) -> list[str]:
     for point in small.hook_points.values():
         point.add_reader(lambda value, point: fired.append(point.name))
     with torch.no_grad():
-        small.forward(torch.zeros(1, 1, dtype=torch.long))
+        # in a context of its own: whoever debugs the user's models does not mean this one
+        Context().run(small.forward, torch.zeros(1, 1, dtype=torch.long))
     first = next(i for i, name in enumerate(fired) if name.startswith("blocks."))
     block = [name.removeprefix("blocks.0.") for name in fired if name.startswith("blocks.")]
     layers = [f"blocks.{layer}.{name}" for layer in range(model.config.n_layers) for name in block]

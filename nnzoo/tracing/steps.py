@@ -101,6 +101,7 @@ class Steps:
             read=lambda hook, step: tracer.read(hook, ahead=step - first),
             put=lambda hook, step, value: tracer.put(hook, value, ahead=step - first),
             watch=lambda module, values, step: note(tracer, module, values, invokes, tracer.step, by_edit=False),
+            where=f"at step {tracer.step} of the generation",
         )
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nnzoo.tracing.arguments import lazies, name_of, operands, user_line, with_nodes
+from nnzoo.tracing.arguments import lazies, name_of, operands, with_nodes
 from nnzoo.tracing.graph import Line, Node, fill
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.lengths import SIZES, keys, map_lengths, numbers, tag
+from nnzoo.tracing.lines import add_note, user_line
 from nnzoo.tracing.modes import Modes, restored
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Tape:
 
 
 class Player:
-    """Does entries again in a trace, reading and setting places by `read` and `put`.
+    """Does entries again in a trace, reading and setting places by `read` and `put`: `where`, an error says.
 
     `new` has the new node for an old one, and the new number for the key of a size; a node that is not in it was
     recorded before the tape, and stands for itself.
@@ -132,13 +133,26 @@ class Player:
         read: Callable[[str, int], LazyTensor],
         put: Callable[[str, int, Tensor], None],
         watch: Callable[[nn.Module, Any, int], None],
+        where: str,
         new: MutableMapping[Any, Any] | None = None,
     ) -> None:
+        self._where = where
         self._recorder, self._read, self._put, self._watch = recorder, read, put, watch
         self.new: MutableMapping[Any, Any] = {} if new is None else new
 
     def play(self, entry: Entry) -> None:
-        """Do one entry again."""
+        """Do one entry again; what it adds to the graph is of the line where it was recorded."""
+        nodes = self._recorder.nodes
+        before = len(nodes)
+        try:
+            self._do(entry)
+        except Exception as error:
+            add_note(error, f"{self._where}, recorded at {entry.line}")
+            raise
+        for node in nodes[before:]:
+            node.line = entry.line
+
+    def _do(self, entry: Entry) -> None:
         if isinstance(entry, Read):
             self.new[entry.node] = self._read(entry.hook, entry.step)._node
         elif isinstance(entry, Write):

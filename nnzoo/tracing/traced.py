@@ -21,7 +21,7 @@ from nnzoo.tracing.edits import Edit
 from nnzoo.tracing.pending import Generated
 from nnzoo.tracing.recorder import Recorder, TraceError
 from nnzoo.tracing.scanning import ScanTracer
-from nnzoo.tracing.session import Session
+from nnzoo.tracing.session import Session, new_session, session_of
 from nnzoo.tracing.shapes import Shapes
 from nnzoo.tracing.tracer import Tracer
 
@@ -34,6 +34,7 @@ class TracedModel(WholeModel):
 
     tokenizer: Any
     edits: tuple[Edit, ...]
+    block_output: str
     _shapes: Shapes | None = None
     _checkpoint: Any
     _tracer: ContextVar[Tracer | None]
@@ -189,16 +190,11 @@ class TracedModel(WholeModel):
         With `remote=True` it is one request: its traces, and what is done with their values between them, are recorded,
         and run on the server when the session ends. What is saved comes back.
         """
-        if not remote:
-            return Session(self)
-        from nnzoo.remote.session import RemoteSession  # it stands on this package
-        from nnzoo.remote.tracing import Target
-
-        return RemoteSession(self, Target(remote, blocking))
+        return new_session(self, remote, blocking)
 
     @property
     def _remote_session(self) -> "RemoteSession | None":
-        session: Any = self._session.get()
+        session: Any = session_of(self)
         return session if session is not None and session.is_remote else None
 
     @property

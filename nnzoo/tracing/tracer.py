@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nnzoo.generation import Options
 from nnzoo.prompts import Prompt
-from nnzoo.tracing.arguments import user_line
 from nnzoo.tracing.caching import Cache, CacheView, Modules
 from nnzoo.tracing.decoding import Decoding
 from nnzoo.tracing.edits import Playback
@@ -19,12 +18,15 @@ from nnzoo.tracing.filling import fill_in, held
 from nnzoo.tracing.gradients import Gradients
 from nnzoo.tracing.graph import END, LOGITS, Chosen, Invoke, Node, Result, Stage
 from nnzoo.tracing.graph_object import Graph
+from nnzoo.tracing.infer import UNKNOWN
 from nnzoo.tracing.invoking import InvokeBody, Stop
 from nnzoo.tracing.lazy import LazyTensor
+from nnzoo.tracing.lines import add_note, end_at_the_user, user_line
 from nnzoo.tracing.places import Places, View
 from nnzoo.tracing.recorder import Recorder, TraceError
 from nnzoo.tracing.steps import StepIndex
 from nnzoo.tracing.tape import Read, Write
+from nnzoo.tracing.wholes import stack_ids
 
 if TYPE_CHECKING:
     from nnzoo.tracing.traced import TracedModel
@@ -97,10 +99,19 @@ class Tracer:
             if kind in (None, Stop):
                 self._finish()
                 self.recorder.ended = self.ended
+            elif error is not None:
+                self._explain(error)
+                end_at_the_user(error, traceback)
         finally:
             self.model.leave(self)
             self.recorder.close()
         return kind is Stop
+
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, IndexError) and self.model.block_output == "tensor" and "too many" in str(error):
+            add_note(
+                error, 'with block_output="tensor" a block\'s .output is its tensor, and .output[0] the first row of it'
+            )
 
     def _finish(self) -> None:
         self._complete()
@@ -229,13 +240,17 @@ class Tracer:
 
     @property
     def ids(self) -> LazyTensor:
-        """The prompt's ids and the generated ones, [batch total]."""
-        if len(self.scope) > 1:
-            raise TraceError("the ids of several prompts have several lengths: ask for them in each invoke")
-        (invoke,) = self.scope
-        if invoke.decoder is None:
+        """The prompt's ids and the generated ones, [batch total]; of several prompts, padded on both sides."""
+        if any(invoke.decoder is None for invoke in self.scope):
             raise TraceError("nothing is generated here: model.generate(max_new_tokens=...)")
-        return self._ids_of(invoke)
+        each = [self._ids_of(invoke) for invoke in self.scope]
+        if len(each) == 1:
+            return each[0]
+        n_pos, padding = [invoke.n_pos for invoke in self.scope], self.scope[0].decoder.options.padding
+        args = (n_pos, padding, *(ids._node for ids in each))
+        if any(ids._node.meta is None for ids in each):
+            return LazyTensor(self.recorder.call(stack_ids, args, {}, UNKNOWN), self.recorder)
+        return LazyTensor(self.recorder.function(stack_ids, *args), self.recorder)
 
     def _ids_of(self, invoke: Invoke) -> LazyTensor:
         meta = None

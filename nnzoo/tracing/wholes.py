@@ -148,6 +148,13 @@ def stack_prompts(axes: Sequence[str], *pieces: Tensor) -> Tensor:
     return torch.cat([padded(piece) for piece in pieces])
 
 
+def stack_ids(n_pos: Sequence[int], pad: int, *ids: Tensor) -> Tensor:
+    """The generated ids of prompts with so many tokens as one batch: all new tokens begin in one column."""
+    longest, most = max(n_pos), max(one.shape[1] - n for n, one in zip(n_pos, ids, strict=True))
+    sides = [(longest - n, most - one.shape[1] + n) for n, one in zip(n_pos, ids, strict=True)]
+    return torch.cat([torch.nn.functional.pad(one, side, value=pad) for one, side in zip(ids, sides, strict=True)])
+
+
 def copy_part(target: Tensor, source: Tensor) -> Tensor:
     """Make a part of a whole and a prompt's value alike again."""
     return target.copy_(source)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnzoo.tracing.arguments import Gone, operands, user_line
+from nnzoo.tracing.arguments import Gone, operands
 from nnzoo.tracing.graph import (
     END,
     NOTHING,
@@ -25,6 +25,7 @@ from nnzoo.tracing.graph import (
     together,
 )
 from nnzoo.tracing.infer import Answer, map_tensors
+from nnzoo.tracing.lines import user_line
 from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.pass_order import PassOrder
 

@@ -273,6 +273,24 @@ def _(theirs: Theirs) -> Values:
     return {"story": theirs.generate(STORY, N)[0], "steered": steered}
 
 
+@program("gpt2", "llama", "mistral")
+def the_ids_of_all_invokes(model: Any, api: Any) -> Values:
+    with model.generate(max_new_tokens=N) as tracer:
+        with tracer.invoke(STORY):
+            model.lm_head.output.sum()
+        with tracer.invoke(IOI):
+            model.lm_head.output.sum()
+        with tracer.invoke():
+            ids = tracer.result.save()
+    return {"new": ids[:, -N:], "end_of_prompts": ids[:, -N - 1]}
+
+
+@the_ids_of_all_invokes.expected
+def _(theirs: Theirs) -> Values:
+    ids = torch.cat([theirs.generate(prompt, N)[0][:, -N - 1 :] for prompt in (STORY, IOI)])
+    return {"new": ids[:, 1:], "end_of_prompts": ids[:, 0]}
+
+
 @program("gpt2", "llama")
 def generate_for_several_prompts(model: Any, api: Any) -> Values:
     with model.generate([STORY, IOI], max_new_tokens=N) as tracer:

@@ -187,6 +187,21 @@ def _(theirs: Theirs) -> Values:
     return {"logits": logits, "word": theirs.tokenizer.decode(logits[0, -1].argmax())}
 
 
+@program("gpt2", "llama", "mistral")
+def the_model_by_its_keywords(model: Any, api: Any) -> Values:
+    """What goes into the model and comes out of it, by the names that transformers gives."""
+    with model.trace(IOI):
+        _, named = model.inputs
+        ids = named["input_ids"].save()
+        last = model.output["logits"][:, -1].save()
+    return {"ids": ids, "last": last}
+
+
+@the_model_by_its_keywords.expected
+def _(theirs: Theirs) -> Values:
+    return {"ids": theirs.ids(IOI), "last": theirs.forward(IOI).logits[:, -1]}
+
+
 @program("gpt2", "llama")
 def logits_asked_after_the_trace(model: Any, api: Any) -> Values:
     with model.trace(IOI) as tracer:
