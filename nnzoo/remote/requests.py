@@ -1,6 +1,6 @@
 """A recorded program as a request, and a result as the values of its nodes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class Request:
     nodes: list[Node]  # by their numbers in it
     store: TensorStore
     recorded: Recorded
-    model: str  # what the server calls it
+    name_of: Callable[[str], str]  # what the server calls a model; asked when all else is known to be in order
     data: bytes = b""
 
     def __post_init__(self) -> None:
@@ -35,7 +35,8 @@ class Request:
     def again(self, program: Program) -> bytes:
         """What is sent for a program of the same tensors, and more."""
         text = write(program, self.store)
-        return pack("request", {"model": self.model, "graph": text}, self.store.tensors)
+        name = self.name_of(str(self.recorded.model._checkpoint.name))
+        return pack("request", {"model": name, "graph": text}, self.store.tensors)
 
     @property
     def given(self) -> dict[str, Tensor]:
@@ -69,8 +70,10 @@ class Request:
         return found
 
 
-def request_of(recorded: Recorded, name: str, roots: Iterable[Node], effects: Iterable[Node] = ()) -> Request:
-    """The program as far as some values need it, and what runs whatever is asked, on the model of that name.
+def request_of(
+    recorded: Recorded, name_of: Callable[[str], str], roots: Iterable[Node], effects: Iterable[Node] = ()
+) -> Request:
+    """The program as far as some values need it, and what runs whatever is asked; `name_of` names the model.
 
     Raises TraceError for what cannot be sent: a function that is not PyTorch's, a tensor that was changed since.
     """
@@ -80,7 +83,7 @@ def request_of(recorded: Recorded, name: str, roots: Iterable[Node], effects: It
         nodes = _all_of(needed([*roots, *effects], recorded.recorder.puts, set())[0])
         program = recorded.program(nodes, roots)
         store = store_for(program, model._native or model.skeleton, model.device)
-        return Request(program, nodes, store, recorded, name)
+        return Request(program, nodes, store, recorded, name_of)
     except GraphError as error:
         raise TraceError(f"this trace cannot be sent to a server: {error}") from error
 

@@ -104,8 +104,7 @@ class RemoteExecution:
         return Job(self._client, data, lambda message: message, wait=True).result()
 
     def _request(self, roots: list[Node], effects: list[Node] | tuple = ()) -> Request:
-        recorded = self._recorded()
-        return request_of(recorded, self._client.name_of(str(recorded.model._checkpoint.name)), roots, effects)
+        return request_of(self._recorded(), self._client.name_of, roots, effects)
 
     def _recorded(self) -> Recorded:
         tracer = self._tracer()
