@@ -85,14 +85,13 @@ class Generating(Tokenizing):
         return_type = self._checked_return_type(input, return_type)
         sampling = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty}
         ends = self._ends_of(eos_token_id) if stop_at_eos else {}
-        options = Options(max_new_tokens=max_new_tokens, **ends)
-        decoder = LensDecoder(options, *self._prompt(input, prepend_bos, padding_side), sampling if do_sample else None)
+        prompt = self._prompt(input, prepend_bos, padding_side)
+        decoder = _decoder(prompt, max_new_tokens, ends, sampling if do_sample else None)
         wants_logits = self._wants_logits(generation_kwargs)
         for _ in self._steps(decoder, use_past_kv_cache, verbose):
             if not wants_logits:
                 decoder.logits.clear()
-        answer = self._answer(decoder.ids, return_type)
-        return self._with_logits(decoder) if wants_logits else answer
+        return self._with_logits(decoder) if wants_logits else self._answer(decoder.ids, return_type)
 
     @torch.no_grad()
     def generate_stream(
@@ -116,8 +115,8 @@ class Generating(Tokenizing):
         """What `generate` gives, in pieces of ids [batch new]: the first has the prompt in front."""
         sampling = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty}
         ends = self._ends_of(eos_token_id) if stop_at_eos else {}
-        options, given = Options(max_new_tokens=max_new_tokens, **ends), 0
-        decoder = LensDecoder(options, *self._prompt(input, prepend_bos, padding_side), sampling if do_sample else None)
+        prompt, given = self._prompt(input, prepend_bos, padding_side), 0
+        decoder = _decoder(prompt, max_new_tokens, ends, sampling if do_sample else None)
         for _ in self._steps(decoder, use_past_kv_cache, verbose):
             if decoder.ids.shape[1] - given >= max_tokens_per_yield:
                 yield decoder.ids[:, given:]
@@ -187,3 +186,9 @@ class Generating(Tokenizing):
         from transformers.generation.utils import GenerateDecoderOnlyOutput
 
         return GenerateDecoderOnlyOutput(sequences=decoder.ids, logits=tuple(decoder.logits))
+
+
+def _decoder(
+    prompt: tuple[Tensor, Tensor | None], new: int, ends: dict[str, Any], sampling: dict[str, Any] | None
+) -> LensDecoder:
+    return LensDecoder(Options(max_new_tokens=new, **ends), *prompt, sampling)
