@@ -139,18 +139,30 @@ def test_a_generator_of_the_users_own_is_drawn_from_once(model: LanguageModel, p
 class Counting(nn.Module):
     """A module of a user's own, with buffers that a call changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, learns: bool = True) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(WIDTH, dtype=torch.float64)
+        self.norm = nn.BatchNorm1d(WIDTH, affine=learns, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x.transpose(1, 2)).transpose(1, 2)
 
 
 class TestBuffers:
+    def test_one_that_was_looked_at_itself_is_updated_all_the_same(self, model: LanguageModel, plain: Tensor) -> None:
+        traced, expected = (nn.BatchNorm1d(plain.shape[1], affine=False, dtype=torch.float64) for _ in range(2))
+        expected(plain)
+        with model.trace(TOKENS) as tracer:
+            seen = traced(tracer.read(RESID))
+            seen.sum().item()
+        for name, buffer in expected.named_buffers():
+            assert error(traced.get_buffer(name), buffer) < 1e-10, name
+
+    @pytest.mark.parametrize("learns", [True, False])  # without weights a pass goes on after a look
     @pytest.mark.parametrize("looks", [0, 1, 3])
-    def test_a_batch_norm_is_updated_once_a_line(self, model: LanguageModel, plain: Tensor, looks: int) -> None:
-        traced, expected = Counting(), Counting()
+    def test_a_batch_norm_is_updated_once_a_line(
+        self, model: LanguageModel, plain: Tensor, looks: int, learns: bool
+    ) -> None:
+        traced, expected = Counting(learns), Counting(learns)
         with torch.no_grad():
             outputs = [expected(plain), expected(plain + 1)]
         with model.trace(TOKENS) as tracer:
