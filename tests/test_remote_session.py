@@ -9,7 +9,8 @@ from torch import Tensor
 import nnzoo
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.recorder import TraceError
-from test_remote_trace import OTHER, PROMPT, Pair, assert_same, every_family, pair, weightless
+from remote_programs import OTHER, PROMPT
+from test_remote_trace import Pair, assert_same, every_family, pair, weightless
 
 __all__ = ["pair", "weightless"]  # fixtures
 
