@@ -158,15 +158,66 @@ class TestErrors:
         assert model.lm_head.weight is model._model.unembed.weight
         assert model.transformer.h[1].attn.c_attn.bias.shape == (144,)
 
-    def test_an_error_of_the_run_names_the_line_of_the_body(self, model: LanguageModel) -> None:
-        index = torch.tensor([99])
-        with pytest.raises(IndexError) as caught, model.trace(TOKENS):
-            picked = model.transformer.h[0].output[0][:, :, index]
-        assert any(
-            "test_tracing_errors.py" in note for note in getattr(caught.value, "__notes__", ["test_tracing_errors.py"])
-        )
-        del picked
-
     def test_an_empty_prompt_is_refused(self, model: LanguageModel) -> None:
         with pytest.raises(ValueError, match="empty"):
             model.trace(torch.zeros(1, 0, dtype=torch.long))
+
+
+WRONG = torch.zeros(7, 5, dtype=torch.float64)
+STREAM = r"blocks\.0\.hook_resid_post \(batch 2, pos 9, d_model 48\)"
+
+
+class TestOperations:
+    @pytest.mark.parametrize(
+        ("ask", "said"),
+        [
+            (lambda h: h + WRONG, rf"add of {STREAM} and a tensor \[7, 5\]: axis 'd_model' is 48 and 5"),
+            (lambda h: h.mul_(WRONG), rf"mul_ of {STREAM} and a tensor \[7, 5\]: .*axis 'pos' is 9 and 7"),
+            (lambda h: h * 2 - WRONG[0], r"the result of mul \(batch 2, pos 9, d_model 48\)"),
+            (lambda h: h[:, -1] + WRONG, r"hook_resid_post\[:, -1\] \(batch 2, d_model 48\) and a tensor \[7, 5\]"),
+            (lambda h: h.__setitem__(slice(None), WRONG), rf"{STREAM} cannot be set to a tensor \[7, 5\]"),
+            (
+                lambda h: h.__setitem__((0, ..., slice(2, 6, 2)), WRONG),
+                r"\[0, \.\.\., 2:6:2\] is \(pos 9, d_model 2\),",
+            ),
+            (lambda h: h @ WRONG, rf"matmul of {STREAM} and a tensor \[7, 5\]\. PyTorch: .*must have same"),
+        ],
+    )
+    def test_what_does_not_fit_is_named_with_its_axes(self, model: LanguageModel, ask: Callable, said: str) -> None:
+        with pytest.raises(RuntimeError, match=said), model.trace(TOKENS):
+            ask(model.transformer.h[0].output[0])
+
+    @pytest.mark.parametrize(
+        ("ask", "kind", "said"),
+        [
+            (lambda h: h[:, torch.tensor([99])], IndexError, rf"{STREAM} at \[:, a tensor \[1\]\]\. PyTorch: index 99"),
+            (
+                lambda h: h @ torch.zeros(48, 2),
+                RuntimeError,
+                r"torch\.float64 and a tensor \[48, 2\] of torch\.float32",
+            ),
+            (lambda h: torch.linalg.cholesky(-(h[0, :2, :2] ** 2)), torch.linalg.LinAlgError, "positive-definite"),
+        ],
+    )
+    def test_an_error_of_the_run_ends_at_the_line_of_the_body(
+        self, model: LanguageModel, ask: Callable, kind: type[Exception], said: str
+    ) -> None:
+        with pytest.raises(kind, match=said) as raised, model.trace(TOKENS):
+            kept = ask(model.transformer.h[0].output[0])
+        last = raised.traceback[-1]
+        assert (str(last.path), last.name, last.lineno) == (__file__, "<lambda>", ask.__code__.co_firstlineno - 1)
+        del kept
+
+    def test_an_error_of_a_look_ends_at_the_line_that_recorded_it(self, model: LanguageModel) -> None:
+        with pytest.raises(IndexError) as raised, model.trace(TOKENS):
+            picked = (lambda h: h[torch.tensor([9])])(model.transformer.h[0].output[0])
+            print(picked)
+        assert [entry.name for entry in raised.traceback][-2:] == [
+            "test_an_error_of_a_look_ends_at_the_line_that_recorded_it",
+            "<lambda>",
+        ]
+
+    def test_an_error_of_the_end_ends_in_the_block(self, model: LanguageModel) -> None:
+        with pytest.raises(TraceError, match="no prompt") as raised, model.trace():
+            pass
+        assert raised.traceback[-1].name == "test_an_error_of_the_end_ends_in_the_block"

@@ -65,15 +65,17 @@ _CODES: dict[str, type[RemoteError]] = {
 def failure(fields: dict[str, Any]) -> Exception:
     """The exception of an "error" message, which names the line that recorded the culprit."""
     code, message = fields["code"], fields["message"]
-    if fields["line"] is not None:
-        line = Line(*fields["line"])
+    line = None if fields["line"] is None else Line(*fields["line"])
+    if line is not None:
         where = f"{line.file}:{line.number}"
         message = message if where in message else f"{message} (recorded at {line})"
     raised = _RAISED.get(fields["type"])
     if code in _CODES or raised is None:
         is_ours = code in _CODES or fields["type"] == RemoteError.__name__
         return refusal(code, message if is_ours else f"{fields['type']}: {message}")
-    return raised(message)
+    error = raised(message)
+    error.line = line  # type: ignore[attr-defined]  # where its traceback ends
+    return error
 
 
 def refusal(code: str, message: str) -> Exception:

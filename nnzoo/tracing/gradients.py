@@ -125,7 +125,8 @@ class Gradients:
     def check_complete(self) -> None:
         """Raise TraceError where a gradient was asked for and no backward pass recorded."""
         if self._waiting:
-            raise TraceError(f".grad was asked for at {self._waiting[0].line}, but the trace has no backward() for it")
+            line = self._waiting[0].line
+            raise TraceError(f".grad was asked for at {line}, but the trace has no backward() for it", line)
 
     @property
     def any(self) -> bool:

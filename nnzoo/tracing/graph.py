@@ -70,6 +70,7 @@ class Place:
     hook: str
     invoke: Invoke
     stage: Stage
+    axes: tuple[str, ...] = ()  # the names of its dimensions
     arrived: Any = None  # the node of the value as it comes from the model
     current: Any = None  # the node of the value as the model will go on with it
 

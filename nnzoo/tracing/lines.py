@@ -1,8 +1,9 @@
-"""Lines of the user's: where something was recorded, and where the traceback of an error in a body ends."""
+"""Lines of the user's: where something was recorded, and where the traceback of an error ends."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import einops
 import jaxtyping
@@ -30,14 +31,60 @@ def add_note(error: BaseException, words: str) -> None:
 
 
 def end_at_the_user(error: BaseException | None, traceback: TracebackType | None) -> None:
-    """Let the traceback of an error in a body end at the innermost line of the user's, which is what went wrong.
+    """Let the traceback of an error in a body end at the line of the user's that went wrong.
 
-    How nnzoo and PyTorch found out is left out; an AssertionError of ours is shown whole, since it is our mistake.
+    It is the innermost one, or of what was recorded before and went wrong when a look ran it, the line that recorded
+    it. How nnzoo and PyTorch found out is left out; an AssertionError of ours is shown whole, since it is our mistake.
     """
+    last = _last_of_users(traceback)
+    if last is None or isinstance(error, AssertionError):
+        return
+    line = getattr(error, "line", None)
+    here = (last.tb_frame.f_code.co_filename, last.tb_lineno)
+    last.tb_next = _at(line) if isinstance(line, Line) and (line.file, line.number) != here else None
+
+
+def end_at_what_was_recorded(error: Exception) -> Exception:
+    """The error of a run that the end of a block began, with a traceback that ends at the line that recorded it.
+
+    Where code of the user's ran and failed, a `torch.autograd.Function`'s, it ends there. What is of no line is of the
+    block's.
+    """
+    if isinstance(error, AssertionError):
+        return error
+    if last := _last_of_users(error.__traceback__):
+        last.tb_next = None
+        return error.with_traceback(last)
+    line = getattr(error, "line", None)
+    return error.with_traceback(_at(line if isinstance(line, Line) else user_line()))
+
+
+def _last_of_users(traceback: TracebackType | None) -> TracebackType | None:
     last = None
     while traceback is not None:
         if not traceback.tb_frame.f_code.co_filename.startswith(_LIBRARIES):
             last = traceback
         traceback = traceback.tb_next
-    if last is not None and not isinstance(error, AssertionError):
-        last.tb_next = None
+    return last
+
+
+def _at(line: Line) -> TracebackType:
+    """A traceback of a line that has run: in its own frame if that is there still, else in one that stands for it."""
+    frame = next((one for one in _frames() if _is_of(one, line)), None) or _stand_in(line)
+    return TracebackType(None, frame, -1, line.number)  # -1: of no part of the line
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_of(frame: FrameType, line: Line) -> bool:
+    return frame.f_code.co_filename == line.file and frame.f_code.co_name == line.function
+
+
+def _stand_in(line: Line) -> FrameType:
+    code = compile("frame()", line.file, "eval").replace(co_name=line.function, co_firstlineno=line.number)
+    return eval(code, {"frame": sys._getframe})

@@ -85,7 +85,7 @@ class Places:
     def _place(self, invoke: Invoke, hook: str, step: int) -> Place:
         place = invoke.places.get((hook, step))
         if place is None:
-            place = Place(hook, invoke, Stage(step, self._recorder.order[hook]))
+            place = Place(hook, invoke, Stage(step, self._recorder.order[hook]), self._shapes.axes(hook))
             place.arrived = place.current = self._recorder.add(
                 Arrive,
                 (),

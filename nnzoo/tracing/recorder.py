@@ -25,6 +25,7 @@ from nnzoo.tracing.arguments import (
     with_nodes,
     without_masks,
 )
+from nnzoo.tracing.blame import say_of
 from nnzoo.tracing.custom import CustomFunctions
 from nnzoo.tracing.graph import Call, Node, Pick, Put, Storage
 from nnzoo.tracing.infer import UNKNOWN, Answer, NeedsValues, infer, map_tensors, moves
@@ -163,6 +164,9 @@ class Recorder(Writer):
             if target is None:
                 return self._now(fn, args, kwargs)
             answer = UNKNOWN  # numbers decide which elements are written; shape and dtype stay
+        except Exception as error:
+            say_of(error, fn, with_nodes(args), with_nodes(kwargs))
+            raise
         if not answer.leaves and target is None:
             return answer.result
         changes = self._changed(name, answer, args, kwargs) if target is None and answer.changed else ()

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnzoo.tracing.blame import blame
 from nnzoo.tracing.graph import Call, Given, Invoke, Node, Place, Put, Storage
-from nnzoo.tracing.lines import add_note
 from nnzoo.tracing.plan import Plan
 from nnzoo.tracing.wholes import copy_part, stack_prompts
 
@@ -95,14 +95,13 @@ class Run:
         return isinstance(write, Call) and write.fn is copy_part and not all(one in self.done for one in write.inputs)
 
     def run(self, node: Node) -> None:
-        """Run one node. An error gets a note with the line that recorded it."""
+        """Run one node. An error gets to know the line that recorded it, and its operands."""
         if isinstance(node, Call) and node.writes:
             self._keep_for_readers(node)
         try:
             node.run_in(self)
         except Exception as error:
-            if not getattr(error, "__notes__", None):
-                add_note(error, f"recorded at {node.line}")
+            blame(error, node)
             raise
         for one in node.inputs:
             self._before_edit.pop((node, one), None)

@@ -148,6 +148,7 @@ class Player:
             self._do(entry)
         except Exception as error:
             add_note(error, f"{self._where}, recorded at {entry.line}")
+            error.line = entry.line  # type: ignore[attr-defined]  # where its traceback ends
             raise
         for node in nodes[before:]:
             node.line = entry.line

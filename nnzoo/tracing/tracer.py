@@ -21,7 +21,7 @@ from nnzoo.tracing.graph_object import Graph
 from nnzoo.tracing.infer import UNKNOWN
 from nnzoo.tracing.invoking import InvokeBody, Stop
 from nnzoo.tracing.lazy import LazyTensor
-from nnzoo.tracing.lines import add_note, end_at_the_user, user_line
+from nnzoo.tracing.lines import add_note, end_at_the_user, end_at_what_was_recorded, user_line
 from nnzoo.tracing.places import Places, View
 from nnzoo.tracing.recorder import Recorder, TraceError
 from nnzoo.tracing.steps import StepIndex
@@ -102,6 +102,8 @@ class Tracer:
             elif error is not None:
                 self._explain(error)
                 end_at_the_user(error, traceback)
+        except Exception as raised:
+            raise end_at_what_was_recorded(raised) from raised.__cause__
         finally:
             self.model.leave(self)
             self.recorder.close()
@@ -137,7 +139,8 @@ class Tracer:
             raise TraceError(
                 f"the torch.autograd.Function at {self.recorder.custom} was recorded without its own backward, as it "
                 "does not do the same each time, or uses traced values that are not its arguments; give it what it "
-                "uses, or take gradients outside of the trace"
+                "uses, or take gradients outside of the trace",
+                self.recorder.custom,
             )
         for last in self._at_the_end:
             last()

@@ -31,7 +31,11 @@ from nnzoo.tracing.pass_order import PassOrder
 
 
 class TraceError(RuntimeError):
-    """What a body asks for cannot be had from the model's passes."""
+    """What a body asks for cannot be had from the model's passes; `line` is the user's, if not the last one."""
+
+    def __init__(self, message: str, line: Line | None = None) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 class Writer:
