@@ -1,6 +1,8 @@
 """Random edits and reads at random steps, several prompts in one generate, against a loop written out."""
 
 import random
+import re
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -206,3 +208,25 @@ def test_a_traced_generation_draws_what_a_plain_one_draws_and_torch_goes_on() ->
             found.append(tracer.result)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not torch.equal(*expected), "the second draws other numbers"
+
+
+@pytest.mark.parametrize(
+    ("steps", "made", "said"),
+    [
+        (slice(3), [0], "1 of 3 steps .*only a generation has more"),
+        (slice(1, None), [], "0 of 1 steps .*only a generation has more"),
+        (slice(0, 5), [0, 1], "2 of 5 steps .*the generation has 2 steps"),
+        (slice(None), [0, 1], None),
+        (slice(-1, None), [1], None),
+    ],
+)
+def test_a_loop_over_more_steps_than_there_are_says_so(steps: slice, made: list[int], said: str | None) -> None:
+    model, found = traced("gpt2", "default"), []
+    in_generation = said is None or "2 steps" in said
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with model.generate(prompt(1, 4), max_new_tokens=2) if in_generation else model.trace(prompt(1, 4)) as tracer:
+            found += list(tracer.iter[steps])
+    assert found == made
+    assert [re.search(said, str(one.message)) is not None for one in caught] == ([] if said is None else [True])
+    assert all(one.filename == __file__ for one in caught)

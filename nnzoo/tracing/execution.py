@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnzoo.generation import Decoder
+from nnzoo.tracing.freed import FreedGraphs
 from nnzoo.tracing.gradients import Backward
 from nnzoo.tracing.graph import Call, Invoke, Node
 from nnzoo.tracing.modes import restored
@@ -106,6 +107,7 @@ class Execution:
         run.expect(todo, roots, alive)
         backward = [node for node in todo.nodes if isinstance(node, Backward)]
         run.differentiations = len(backward)
+        run.freed = FreedGraphs() if len(backward) > 1 else None
         run.carries_graph |= any(isinstance(node, Call) and node.fn is torch.autograd.grad for node in todo.nodes)
         run.differentiated |= recorder.differentiated
         if backward:  # `.grad` of what is kept is there afterwards

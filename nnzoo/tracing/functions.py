@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from nnzoo.tracing.gradients import require_grad
 from nnzoo.tracing.wholes import copy_part, stack_ids, stack_prompts
 
 
@@ -130,6 +131,7 @@ _OWN = {
     "nnzoo.stack_prompts": stack_prompts,
     "nnzoo.stack_ids": stack_ids,
     "nnzoo.copy_part": copy_part,
+    "nnzoo.require_grad": require_grad,
 }
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nnzoo.architectures.hooks import HookShapeError
-from nnzoo.tracing.arguments import lazies, name_of, with_nodes
-from nnzoo.tracing.graph import AFTER, Given, Needs, Node, changed_by, together
+from nnzoo.tracing.arguments import lazies, with_nodes
+from nnzoo.tracing.graph import AFTER, Call, Given, Needs, Node, changed_by, together
 from nnzoo.tracing.infer import Answer
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.recorder import Recorder, TraceError
@@ -37,6 +37,8 @@ class Backward(Node):
     def run_in(self, run: Run) -> None:
         run.differentiations -= 1
         loss, *gradient = (run.values[node] for node in self.inputs)
+        if run.freed is not None:
+            run.freed.go_through(loss, together(self.inputs), frees=not any(self.options.values()))
         here = [one for one in self.flowing if one in run.needed]
         handles = [run.values[one.of].register_hook(partial(self._flow, run, one)) for one in here]
         options = {**self.options, "retain_graph": self.options["retain_graph"] or run.keeps_graph}
@@ -117,7 +119,7 @@ class Gradients:
             "backward": self._backward,
             "grad": self._grad,
             "retain_grad": self._asks,
-            "requires_grad_": self._asks,
+            "requires_grad_": self._require,
             "requires_grad": self._requires_grad,
             "register_hook": self._register_hook,
         }
@@ -258,16 +260,28 @@ class Gradients:
         node.differentiates = tuple(lazy._node for lazy in lazies(inputs))
         return recorder.results(node, Answer(metas, metas, (None,) * len(metas)))
 
-    def _asks(self, fn: Callable, args: tuple, kwargs: dict) -> Any:
-        if name_of(fn) == "requires_grad_" and (args[1:] == (False,) or kwargs.get("requires_grad") is False):
-            return args[0].detach()
+    def _asks(self, fn: Callable, args: tuple, kwargs: dict) -> None:
         self._recorder.needs_grad = True
         self._recorder.differentiated.add(args[0]._node)
-        return args[0] if name_of(fn) == "requires_grad_" else None
+
+    def _require(self, fn: Callable, args: tuple, kwargs: dict) -> LazyTensor:
+        lazy, *asked = (*args, *kwargs.values())
+        node = lazy._node
+        if asked == [False]:
+            if node.hook is not None:
+                raise RuntimeError(f"{node} is no leaf of the graph: use {node}.detach() for one without gradients")
+            lazy._node = self._recorder.function(torch.Tensor.detach, node)
+            return lazy
+        if not (node.meta.is_floating_point() or node.meta.is_complex()):
+            raise RuntimeError(f"{lazy!r}: only floating-point and complex numbers have gradients")
+        if isinstance(node, Call) and node.view is None:  # detached, it begins a graph here
+            lazy._node = self._recorder.call(require_grad, (node,), {}, Answer(node.meta, (node.meta,), (0,)))
+        self._asks(fn, (lazy,), {})
+        return lazy
 
     def _requires_grad(self, fn: Callable, args: tuple, kwargs: dict) -> bool | None:
         if getattr(fn, "__name__", "") == "__set__":
-            self._asks(torch.Tensor.requires_grad_, args, {})
+            self._require(fn, args, kwargs)
             return None
         return self._recorder.needs_grad
 
@@ -293,6 +307,11 @@ class BackwardBody:
         gradients, node = self._gradients, self._node
         gradients._open = None
         node.inside = [one for one in gradients._recorder.nodes[node.index + 1 :] if not isinstance(one, Given)]
+
+
+def require_grad(value: Tensor) -> Tensor:
+    """The value itself, from here on with gradients."""
+    return value if value.is_meta else value.requires_grad_()
 
 
 def at_the_end(needs: Needs) -> Needs:

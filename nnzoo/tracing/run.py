@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnzoo.tracing.blame import blame
+from nnzoo.tracing.freed import FreedGraphs
 from nnzoo.tracing.graph import Call, Given, Invoke, Node, Place, Put, Storage
 from nnzoo.tracing.plan import Plan
 from nnzoo.tracing.wholes import copy_part, stack_prompts
@@ -30,6 +31,7 @@ class Run:
         self.puts: dict[Place, Put] = {}  # places where another value is put
         self.edited: set[Place | None] = set()  # those whose memory is written
         self.differentiations = 0  # backward passes to come
+        self.freed: FreedGraphs | None = None  # where there is more than one backward pass
         self.carries_graph = False  # values leave with their autograd graph
 
         self._waiting: dict[Storage, deque[Node]] = {}  # readers of edited memory, less those at the head that have run

@@ -36,7 +36,7 @@ class Steps:
 
     As `for step in tracer.iter[a:b]` the loop is an ordinary one, whose body speaks of one step at a time; it ends
     where the text ends. As `with tracer.iter[a:b]:` the body is run once, and holds at each of the steps: what is saved
-    in it is a list of one value a step.
+    in it is a list of one value a step. Either warns where more steps are named than there are.
     """
 
     def __init__(self, tracer: "Tracer", which: Which) -> None:
@@ -46,6 +46,7 @@ class Steps:
         if isinstance(which, int):
             which = [which]
         self._steps = list(range(most)[which]) if isinstance(which, slice) else [_checked(n, most) for n in which]
+        self._asked = _asked(which, most) if isinstance(which, slice) else len(self._steps)
 
     def __iter__(self) -> Iterator[int]:
         tracer, before = self._tracer, self._tracer.step
@@ -54,18 +55,29 @@ class Steps:
                 if not tracer.reaches(step):
                     if not self._open:
                         warnings.warn(
-                            f"the text ended: {n} of {len(self._steps)} steps of this loop were made", stacklevel=2
+                            f"the text ended: {n} of {self._asked} steps of this loop were made", stacklevel=2
                         )
-                    break
+                    return
                 tracer.step = step
                 yield step
         finally:
             tracer.step = before
+        if self._asked > len(self._steps):
+            warnings.warn(self._too_few(), stacklevel=2)
+
+    def _too_few(self) -> str:
+        most = self._tracer.most_steps
+        there = f"the generation has {most} steps"
+        if all(invoke.decoder is None for invoke in self._tracer.scope):
+            there = "only a generation has more than one, model.generate(prompt, max_new_tokens=...)"
+        return f"{len(self._steps)} of {self._asked} steps of this loop were made: {there}"
 
     def __enter__(self) -> int:
         tracer = self._tracer
         if not self._steps:
             raise TraceError(f"this names no step: the generation has {tracer.most_steps}")
+        if self._asked > len(self._steps):
+            warnings.warn(self._too_few(), stacklevel=2)
         self._before, tracer.step = tracer.step, self._steps[0]
         if len(self._steps) == 1 and not tracer.reaches(self._steps[0]):
             tracer.step = self._before
@@ -110,3 +122,10 @@ def _checked(step: int, most: int) -> int:
     if not 0 <= number < most:
         raise TraceError(f"step {step}: the generation has {most} steps, 0 to {most - 1}")
     return number
+
+
+def _asked(which: slice, most: int) -> int:
+    """How many steps a slice names, be they there or not; without an end, one at least."""
+    if which.stop is None:
+        return max(1, len(range(most)[which]))
+    return len(range(max(most, which.stop))[which])
