@@ -36,7 +36,7 @@ def stored(model: LanguageModel) -> tuple[dict, dict[str, Tensor]]:
             lens = model.lm_head(
                 model.transformer.ln_f(hidden[..., None, 0:2].flatten(2).sum(-1, keepdim=True) + hidden)
             )
-            (lens @ model._model.unembed.weight).sum().backward()
+            (lens @ model._model.unembed.weight).sum().backward(retain_graph=True)
             hidden.grad.save()
             with (lens**2).mean().backward():
                 hidden.grad = hidden.grad * 2

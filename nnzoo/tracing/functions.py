@@ -78,7 +78,7 @@ _TORCH = """
 """
 _METHODS = """
     bfloat16 bool byte cdouble cfloat chalf char contiguous cpu cuda double expand expand_as float half index int
-    long lu repeat reshape_as short sum_to_size to to_dense type type_as unfold unique view view_as
+    long lu repeat reshape_as short sum_to_size to to_dense type type_as unflatten unfold unique view view_as
 """
 _EDITS = """
     abs_ absolute_ acos_ acosh_ add_ addbmm_ addcdiv_ addcmul_ addmm_ addmv_ addr_ arccos_ arccosh_ arcsin_
@@ -174,6 +174,11 @@ def encode_function(fn: Callable) -> str:
         name = _names().get(fn)
     except TypeError:  # a callable that cannot be hashed
         name = None
+    if name is None and isinstance(fn, torch._ops.OpOverload):
+        raise GraphError(
+            f"{fn}, one of the operators that torch.vmap and torch.func are made of, is not among those that a graph "
+            "may hold: write the transform out, as a loop, or run the trace here without storing it"
+        )
     if name is None:
         raise GraphError(f"{full_name(fn)} is not among the functions that a graph may hold: PyTorch's own on tensors")
     return name

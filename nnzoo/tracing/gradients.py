@@ -4,6 +4,7 @@ Backward passes run when the forward pass has come as far as anybody needs. As a
 in PyTorch; as `with loss.backward():` its body sees each gradient as it flows by, and what it sets flows on.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -251,8 +252,10 @@ class Gradients:
         """torch.autograd.grad: gradients that are given back instead of stored."""
         recorder = self._recorder
         recorder.needs_grad = True
-        names = ("outputs", "inputs", "grad_outputs")
+        names = inspect.signature(torch.autograd.grad).parameters
         named = {**dict(zip(names, args, strict=False)), **kwargs, "retain_graph": True}
+        if named.get("is_grads_batched"):
+            raise TraceError("is_grads_batched=True in a trace: torch.func.jacrev, or torch.vmap, gives such gradients")
         inputs = named["inputs"] if isinstance(named["inputs"], (tuple, list)) else (named["inputs"],)
         metas = tuple(lazy._node.meta for lazy in inputs)
         node = recorder.call(torch.autograd.grad, (), with_nodes(named), Answer(metas, metas, (None,) * len(metas)))

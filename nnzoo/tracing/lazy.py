@@ -38,7 +38,7 @@ class LazyTensor(Tensor):
     def __torch_function__(cls, fn: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         lazy = first_lazy((args, kwargs))
         assert lazy is not None, "PyTorch calls this for a traced argument"
-        if torch._C._are_functorch_transforms_active() and _is_transformed((args, kwargs)):
+        if torch._C._are_functorch_transforms_active() and _is_transformed(fn, (args, kwargs)):
             with torch._C.DisableTorchFunctionSubclass():  # what it is made of comes by __torch_dispatch__
                 return fn(*args, **(kwargs or {}))
         return lazy._recorder.record(fn, args, kwargs or {})
@@ -49,7 +49,9 @@ class LazyTensor(Tensor):
     ) -> Any:
         lazy = first_lazy((args, kwargs))
         if lazy is not None and _in_transform():
-            result = lazy._recorder.record(fn, args, kwargs or {})
+            from nnzoo.tracing.aten import recorded  # it stands on this module
+
+            result = recorded(fn, args, kwargs or {}, lazy._recorder.record)
             if result is lazy and fn._schema.is_mutable:  # turned in place, its own shape has to follow
                 with torch._C.DisableTorchFunctionSubclass():
                     lazy.data = LazyTensor(lazy._node, lazy._recorder)
@@ -101,6 +103,9 @@ class LazyTensor(Tensor):
         return format(self._recorder.look(self._node), spec)
 
 
+_DUAL = (torch._VF._make_dual, torch._VF._unpack_dual)  # how torch.func.jvp begins and ends
+
+
 def first_lazy(value: Any) -> LazyTensor | None:
     """The first traced value in a nesting of arguments."""
     if isinstance(value, LazyTensor):
@@ -114,10 +119,20 @@ def first_lazy(value: Any) -> LazyTensor | None:
     return next((found for part in value if (found := first_lazy(part)) is not None), None)
 
 
-def _is_transformed(value: Any) -> bool:
-    """Whether a tensor in a nesting of arguments is that of a torch.vmap or torch.func.grad."""
-    leaves = torch.utils._pytree.tree_leaves(value)
-    return any(isinstance(one, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(one) for one in leaves)
+def _is_transformed(fn: Callable, value: Any) -> bool:
+    """Whether a tensor in a nesting of arguments is that of a torch.vmap, torch.func.grad or torch.func.jvp."""
+    if fn in _DUAL:
+        return True
+    leaves = [one for one in torch.utils._pytree.tree_leaves(value) if isinstance(one, Tensor)]
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(one) or _is_dual(one) for one in leaves)
+
+
+def _is_dual(one: Tensor) -> bool:
+    """Whether a tensor has a tangent."""
+    if torch._C._functorch.maybe_current_level() is None:
+        return False
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch._VF._unpack_dual(one, level=0).tangent is not None
 
 
 def _in_transform() -> bool:

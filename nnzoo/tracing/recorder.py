@@ -47,6 +47,11 @@ _FROM_SHAPE = set(
 # in place, they change a tensor's shape: a traced value becomes the view that the same function without "_" gives
 _TURNS = set("t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ as_strided_".split())
 _ALIKE: dict[str, Callable] = {"view_as": Tensor.view, "expand_as": Tensor.expand, "reshape_as": Tensor.reshape}
+_FORWARD = {
+    "_make_dual",
+    "_unpack_dual",
+    "_add_batch_dim",
+}  # torch.autograd.forward_ad, whose levels are gone when the model runs
 _RESIZES = {"resize_", "resize_as_", "set_", "rename_"}
 
 
@@ -142,6 +147,8 @@ class Recorder(Writer):
             raise TraceError(f".{name} of a traced value cannot be set; make a new value instead")
         if name in _RESIZES or (name.startswith("_foreach_") and name.endswith("_")):
             raise TraceError(f"{name} of a traced value: make a new value instead")
+        if name in _FORWARD:
+            raise TraceError("of a traced value, torch.func.jvp and torch.func.jacfwd give forward-mode derivatives")
         if name in _REAL_DEVICE:
             return call_with(fn, lambda t: torch.empty(0, device=self.device), args[:1], {})
         if name in _LOOKS:
