@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nnzoo.tracing.arguments import flat, name_of, operands
 from nnzoo.tracing.graph import Call, Node
+from nnzoo.tracing.lines import add_note, goes_through_the_compiler
 
 _KEEP = set("clone detach contiguous to float double half bfloat16 view_as fill_ zero_ copy_ __setitem__".split())
 _FITTED = set(
@@ -20,6 +21,21 @@ _FITTED = set(
     "bitwise_and bitwise_or __and__ __or__ expand_as".split()
 )
 _MOST = 4  # operands that are described
+
+
+def add_hints(error: BaseException, block_output: str) -> None:
+    """Add to an error of a body what is likely to be its reason, where that is known."""
+    if isinstance(error, IndexError) and block_output == "tensor" and "too many" in str(error):
+        add_note(
+            error, 'with block_output="tensor" a block\'s .output is its tensor, and .output[0] the first row of it'
+        )
+    if goes_through_the_compiler(error.__traceback__):
+        add_note(
+            error,
+            "torch.compile, torch.cond, torch.while_loop and flex_attention go through PyTorch's compiler, which cannot "
+            "take traced values: call the function itself, branch with `if`, which looks at the value, or use "
+            "scaled_dot_product_attention",
+        )
 
 
 def blame(error: Exception, node: Node) -> None:

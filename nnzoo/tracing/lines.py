@@ -12,8 +12,9 @@ import torch
 from nnzoo import architectures, weights
 from nnzoo.tracing.graph import Line
 
-_PACKAGES = (architectures, weights, torch, einops, jaxtyping)  # the first two stand beside nnzoo in a checkout
-_LIBRARIES = (str(Path(__file__).parents[1]), *(one.__path__[0] for one in _PACKAGES), "<@beartype")
+# the latter two stand beside nnzoo in a checkout
+_OURS = (str(Path(__file__).parents[1]), *(one.__path__[0] for one in (architectures, weights)))
+_LIBRARIES = (*_OURS, *(one.__path__[0] for one in (torch, einops, jaxtyping)), "<@beartype")
 
 
 def user_line() -> Line:
@@ -37,7 +38,7 @@ def end_at_the_user(error: BaseException | None, traceback: TracebackType | None
     it. How nnzoo and PyTorch found out is left out; an AssertionError of ours is shown whole, since it is our mistake.
     """
     last = _last_of_users(traceback)
-    if last is None or isinstance(error, AssertionError):
+    if last is None or _is_our_mistake(error, traceback):
         return
     line = getattr(error, "line", None)
     here = (last.tb_frame.f_code.co_filename, last.tb_lineno)
@@ -50,7 +51,7 @@ def end_at_what_was_recorded(error: Exception) -> Exception:
     Where code of the user's ran and failed, a `torch.autograd.Function`'s, it ends there. What is of no line is of the
     block's.
     """
-    if isinstance(error, AssertionError):
+    if _is_our_mistake(error, error.__traceback__):
         return error
     if last := _last_of_users(error.__traceback__):
         last.tb_next = None
@@ -59,13 +60,25 @@ def end_at_what_was_recorded(error: Exception) -> Exception:
     return error.with_traceback(_at(line if isinstance(line, Line) else user_line()))
 
 
-def _last_of_users(traceback: TracebackType | None) -> TracebackType | None:
-    last = None
+def goes_through_the_compiler(traceback: TracebackType | None) -> bool:
+    """Whether an error came up in PyTorch's compiler, or in what it ran."""
+    return any("/torch/_dynamo/" in Path(one.tb_frame.f_code.co_filename).as_posix() for one in _entries(traceback))
+
+
+def _is_our_mistake(error: BaseException | None, traceback: TracebackType | None) -> bool:
+    files = [one.tb_frame.f_code.co_filename for one in _entries(traceback)]
+    return isinstance(error, AssertionError) and bool(files) and files[-1].startswith(_OURS)
+
+
+def _entries(traceback: TracebackType | None) -> Iterator[TracebackType]:
     while traceback is not None:
-        if not traceback.tb_frame.f_code.co_filename.startswith(_LIBRARIES):
-            last = traceback
+        yield traceback
         traceback = traceback.tb_next
-    return last
+
+
+def _last_of_users(traceback: TracebackType | None) -> TracebackType | None:
+    users = [one for one in _entries(traceback) if not one.tb_frame.f_code.co_filename.startswith(_LIBRARIES)]
+    return users[-1] if users else None
 
 
 def _at(line: Line) -> TracebackType:

@@ -39,7 +39,7 @@ from nnzoo.tracing.writing import TraceError, Writer
 __all__ = ["Recorder", "TraceError"]
 
 _REAL_DEVICE = {"device", "is_cpu", "is_cuda", "is_meta", "get_device"}  # asked of the model, not of the meta device
-_LOOKS = {"__reduce_ex__", "data_ptr", "untyped_storage", "storage"}  # pickle, copy.copy, torch.save: of numbers
+_LOOKS = set("__reduce_ex__ data_ptr untyped_storage storage __dlpack__ __dlpack_device__".split())  # of numbers
 _FROM_SHAPE = set(
     "zeros_like ones_like empty_like full_like rand_like randn_like randint_like "
     "new_zeros new_ones new_empty new_full new_tensor".split()
@@ -149,8 +149,8 @@ class Recorder(Writer):
             raise TraceError(f"{name} of a traced value: make a new value instead")
         if name in _FORWARD:
             raise TraceError("of a traced value, torch.func.jvp and torch.func.jacfwd give forward-mode derivatives")
-        if name in _REAL_DEVICE:
-            return call_with(fn, lambda t: torch.empty(0, device=self.device), args[:1], {})
+        if name in _REAL_DEVICE or (name == "type" and len(args) == 1 and not kwargs):
+            return call_with(fn, lambda t: stand_in(t, self.device), args[:1], {})
         if name in _LOOKS:
             return self._now(fn, args, kwargs)
         if name in _FROM_SHAPE and len(lazies((args, kwargs))) == 1:

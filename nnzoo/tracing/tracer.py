@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnzoo.generation import Options
 from nnzoo.prompts import Prompt
+from nnzoo.tracing.blame import add_hints
 from nnzoo.tracing.caching import Cache, CacheView, Modules
 from nnzoo.tracing.decoding import Decoding
 from nnzoo.tracing.edits import Playback
@@ -21,7 +22,13 @@ from nnzoo.tracing.graph_object import Graph
 from nnzoo.tracing.infer import UNKNOWN
 from nnzoo.tracing.invoking import InvokeBody, Stop
 from nnzoo.tracing.lazy import LazyTensor
-from nnzoo.tracing.lines import add_note, end_at_the_user, end_at_what_was_recorded, user_line
+from nnzoo.tracing.lines import (
+    add_note,
+    end_at_the_user,
+    end_at_what_was_recorded,
+    goes_through_the_compiler,
+    user_line,
+)
 from nnzoo.tracing.places import Places, View
 from nnzoo.tracing.recorder import Recorder, TraceError
 from nnzoo.tracing.steps import StepIndex
@@ -100,7 +107,7 @@ class Tracer:
                 self._finish()
                 self.recorder.ended = self.ended
             elif error is not None:
-                self._explain(error)
+                add_hints(error, self.model.block_output)
                 end_at_the_user(error, traceback)
         except Exception as raised:
             raise end_at_what_was_recorded(raised) from raised.__cause__
@@ -108,12 +115,6 @@ class Tracer:
             self.model.leave(self)
             self.recorder.close()
         return kind is Stop
-
-    def _explain(self, error: BaseException) -> None:
-        if isinstance(error, IndexError) and self.model.block_output == "tensor" and "too many" in str(error):
-            add_note(
-                error, 'with block_output="tensor" a block\'s .output is its tensor, and .output[0] the first row of it'
-            )
 
     def _finish(self) -> None:
         self._complete()
