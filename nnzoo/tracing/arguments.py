@@ -60,16 +60,36 @@ def index_metas(index: Any) -> list[Tensor]:
     return found
 
 
-def without_masks(index: Any) -> Any:
-    """An index whose real boolean masks are replaced by the positions that they pick."""
+def without_masks(index: Any, shape: torch.Size | None = None) -> Any:
+    """An index whose real boolean masks are replaced by the positions that they pick.
+
+    Raises IndexError for a mask that is not of the shape of what it picks from.
+    """
 
     def positions(part: Any) -> tuple:
-        is_mask = isinstance(part, Tensor) and not isinstance(part, LazyTensor) and part.dtype == torch.bool
-        return part.nonzero(as_tuple=True) if is_mask else (part,)
+        if not _is_mask(part):
+            return (part,)
+        return part.nonzero(as_tuple=True) if part.ndim else (bool(part),)
 
     parts = index if isinstance(index, tuple) else (index,)
+    if shape is not None and any(_is_mask(part) for part in parts):
+        _check_masks(parts, shape)
     flat = tuple(one for part in parts for one in positions(part))
     return flat if isinstance(index, tuple) or len(flat) != 1 else flat[0]
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, Tensor) and not isinstance(part, LazyTensor) and part.dtype == torch.bool
+
+
+def _check_masks(parts: tuple, shape: torch.Size) -> None:
+    widths = [0 if part is None or part is Ellipsis else part.ndim if _is_mask(part) else 1 for part in parts]
+    for i, part in enumerate(parts):
+        if _is_mask(part):
+            at = len(shape) - sum(widths[i:]) if any(one is Ellipsis for one in parts[:i]) else sum(widths[:i])
+            picked = list(shape[at : at + part.ndim])
+            if picked != list(part.shape):
+                raise IndexError(f"a mask {list(part.shape)} cannot pick from axes {picked} of {list(shape)}")
 
 
 def with_nodes(value: Any) -> Any:

@@ -32,8 +32,8 @@ def add_hints(error: BaseException, block_output: str) -> None:
     if goes_through_the_compiler(error.__traceback__):
         add_note(
             error,
-            "torch.compile, torch.cond, torch.while_loop and flex_attention go through PyTorch's compiler, which cannot "
-            "take traced values: call the function itself, branch with `if`, which looks at the value, or use "
+            "torch.compile, torch.cond, torch.while_loop and flex_attention go through PyTorch's compiler, which takes "
+            "no traced values: call the function itself, branch with `if`, which looks at the value, or use "
             "scaled_dot_product_attention",
         )
 

@@ -158,7 +158,7 @@ class Recorder(Writer):
         if name == "__getitem__":
             if isinstance(args[1], str):
                 return self._by_name(args[0], args[1])
-            args = (args[0], without_masks(args[1]))
+            args = (args[0], without_masks(args[1], getattr(to_meta(args[0]), "shape", None)))
         return self._record(fn, name, args, kwargs, shapes)
 
     def _record(self, fn: Callable, name: str, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:

@@ -23,10 +23,8 @@ from nnzoo.tracing.infer import UNKNOWN
 from nnzoo.tracing.invoking import InvokeBody, Stop
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.lines import (
-    add_note,
     end_at_the_user,
     end_at_what_was_recorded,
-    goes_through_the_compiler,
     user_line,
 )
 from nnzoo.tracing.places import Places, View
