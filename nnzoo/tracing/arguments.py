@@ -61,14 +61,15 @@ def index_metas(index: Any) -> list[Tensor]:
 
 
 def without_masks(index: Any, shape: torch.Size | None = None) -> Any:
-    """An index whose real boolean masks are replaced by the positions that they pick.
+    """An index whose real boolean masks are replaced by the positions that they pick, and traced integers by numbers.
 
-    Raises IndexError for a mask that is not of the shape of what it picks from.
+    One integer picks a view, as a number does: it alone is looked at. Raises IndexError for a mask that is not of the
+    shape of what it picks from.
     """
 
     def positions(part: Any) -> tuple:
         if not _is_mask(part):
-            return (part,)
+            return (int(part),) if _is_integer(part) else (part,)
         return part.nonzero(as_tuple=True) if part.ndim else (bool(part),)
 
     parts = index if isinstance(index, tuple) else (index,)
@@ -80,6 +81,13 @@ def without_masks(index: Any, shape: torch.Size | None = None) -> Any:
 
 def _is_mask(part: Any) -> bool:
     return isinstance(part, Tensor) and not isinstance(part, LazyTensor) and part.dtype == torch.bool
+
+
+def _is_integer(part: Any) -> bool:
+    meta = part._node.meta if isinstance(part, LazyTensor) else None
+    if meta is None or meta.ndim or meta.dtype == torch.bool:
+        return False
+    return not (meta.is_floating_point() or meta.is_complex())
 
 
 def _check_masks(parts: tuple, shape: torch.Size) -> None:

@@ -77,7 +77,8 @@ def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answe
     except NotImplementedError as error:
         raise NeedsValues from error
     except (RuntimeError, TypeError) as error:
-        if "meta" in str(error):  # "Tensor.item() cannot be called on meta tensors", "can't convert meta device type"
+        # "Tensor.item() cannot be called on meta tensors", "can't convert meta device type"; not a type's mere name
+        if "meta" in str(error).replace("torch.meta.", ""):
             raise NeedsValues from error
         raise
     leaves: list[Tensor] = []

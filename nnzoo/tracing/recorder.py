@@ -168,14 +168,12 @@ class Recorder(Writer):
         try:
             answer = self._infer(shapes or self._moves.get(name, fn), name, args, kwargs)
         except NeedsValues:
-            if target is None:
-                return self._now(fn, args, kwargs)
-            answer = UNKNOWN  # numbers decide which elements are written; shape and dtype stay
+            answer = UNKNOWN  # of an edit: numbers decide which elements are written; shape and dtype stay
         except Exception as error:
             say_of(error, fn, with_nodes(args), with_nodes(kwargs))
             raise
         if not answer.leaves and target is None:
-            return answer.result
+            return self._now(fn, args, kwargs) if answer is UNKNOWN else answer.result
         changes = self._changed(name, answer, args, kwargs) if target is None and answer.changed else ()
         random = None
         if answer.draws:
