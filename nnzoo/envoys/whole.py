@@ -78,12 +78,14 @@ class WholeModel(Envoy):
     @property
     def device(self) -> torch.device:
         """Where the model is, or will be when its weights are read."""
-        return self._weights.device if self._native is None else self._native.device
+        weights = self._weights
+        return weights.device if weights.native is None else weights.native.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, or the one in which they will be read."""
-        return self._skeleton.dtype if self._native is None else self._native.dtype
+        native = self._weights.native
+        return self._skeleton.dtype if native is None else native.dtype
 
     @property
     def config(self) -> Any:

@@ -113,14 +113,20 @@ class Gradients:
         self._waiting: list[Gradient] = []  # asked for above the backward pass that gives them
         self._backwards: list[Backward] = []
         self._open: Backward | None = None  # whose `with` body is running
-        recorder.special |= {
-            "backward": self._backward,
-            "grad": self._grad,
-            "retain_grad": self._asks,
-            "requires_grad_": self._asks,
-            "requires_grad": self._requires_grad,
-            "register_hook": self._register_hook,
-        }
+        self.wholes: Any = None  # a nnzoo.tracing.wholes.Wholes, once a value of several prompts was read
+        recorder.gradients = self
+
+    def answer(self, name: str, fn: Callable, args: tuple, kwargs: dict) -> Any:
+        """What a function of one of these names gives for traced values: those of the recorder's `OF_GRADIENTS`."""
+        if name == "backward":
+            return self._backward(fn, args, kwargs)
+        if name == "grad":
+            return self._grad(fn, args, kwargs)
+        if name == "requires_grad":
+            return self._requires_grad(fn, args, kwargs)
+        if name == "register_hook":
+            raise TraceError("register_hook on a traced value: read and set its .grad inside `with loss.backward():`")
+        return self._asks(fn, args, kwargs)
 
     def check_complete(self) -> None:
         """Raise TraceError where a gradient was asked for and no backward pass recorded."""
@@ -186,6 +192,10 @@ class Gradients:
     # --- gradients -----------------------------------------------------------------------------------------------
 
     def _grad(self, fn: Callable, args: tuple, kwargs: dict) -> Any:
+        answer = self._grad_of_one
+        return answer(fn, args, kwargs) if self.wholes is None else self.wholes.grad(answer, fn, args, kwargs)
+
+    def _grad_of_one(self, fn: Callable, args: tuple, kwargs: dict) -> Any:
         if fn is torch.autograd.grad:
             return self._differentiate(args, kwargs)
         (lazy, *new) = args
@@ -269,9 +279,6 @@ class Gradients:
             self._asks(torch.Tensor.requires_grad_, args, {})
             return None
         return self._recorder.needs_grad
-
-    def _register_hook(self, fn: Callable, args: tuple, kwargs: dict) -> Any:
-        raise TraceError("register_hook on a traced value: read and set its .grad inside `with loss.backward():`")
 
 
 class BackwardBody:
