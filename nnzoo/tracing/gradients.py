@@ -111,7 +111,7 @@ class Gradients:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._waiting: list[Gradient] = []  # asked for above the backward pass that gives them
-        self._backwards: list[Backward] = []
+        self.backwards: list[Backward] = []
         self._open: Backward | None = None  # whose `with` body is running
         self.wholes: Any = None  # a nnzoo.tracing.wholes.Wholes, once a value of several prompts was read
         recorder.gradients = self
@@ -132,11 +132,6 @@ class Gradients:
         """Raise TraceError where a gradient was asked for and no backward pass recorded."""
         if self._waiting:
             raise TraceError(f".grad was asked for at {self._waiting[0].line}, but the trace has no backward() for it")
-
-    @property
-    def any(self) -> bool:
-        """Whether a backward pass was recorded."""
-        return bool(self._backwards)
 
     # --- backward passes -----------------------------------------------------------------------------------------
 
@@ -161,13 +156,13 @@ class Gradients:
         node.needs = at_the_end(node.needs)
         recorder.effects.append(node)
         concerned = [waiting for waiting in self._waiting if self._concerns(node, waiting.of)]
-        if self._backwards:
-            node.after += (self._backwards[-1],)  # gradients add up
-            node.needs = together((node, self._backwards[-1]))
+        if self.backwards:
+            node.after += (self.backwards[-1],)  # gradients add up
+            node.needs = together((node, self.backwards[-1]))
         for waiting in concerned:
             self._bind(waiting, node)
         self._waiting = [waiting for waiting in self._waiting if waiting not in concerned]
-        self._backwards.append(node)
+        self.backwards.append(node)
         return BackwardBody(self, node)
 
     def _concerns(self, backward: Backward, of: Node) -> bool:
@@ -206,7 +201,7 @@ class Gradients:
     def _gradient_of(self, lazy: LazyTensor) -> Node:
         if self._open is not None:
             return self._flowing(lazy._node, self._open).current
-        last = next((one for one in reversed(self._backwards) if self._concerns(one, lazy._node)), None)
+        last = next((one for one in reversed(self.backwards) if self._concerns(one, lazy._node)), None)
         node = self._node(Gradient, lazy._node, last)
         if last is None:
             self._waiting.append(node)

@@ -295,9 +295,9 @@ class TracedModel(WholeModel):
     @property
     def facts(self) -> Facts:
         """What a trace needs to know of the model, worked out once for the model as it is."""
-        dtype, device = self.dtype, self.device
+        device, dtype = self._place_and_kind
         if self._facts is None or self._facts.dtype != dtype or self._facts.device != device:
-            self._facts = Facts(dtype, device, Shapes(self.skeleton))
+            self._facts = Facts(dtype, device, Shapes(self.skeleton, self.order))
         return self._facts
 
     # --- prompts -------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ class Tracer:
             nodes.append(self._ids_of(self._decoding.heard)._node)  # all steps are made for who hears of them
         self.recorder.roots = nodes
         if nodes or self.recorder.effects:
-            with_graph = self._grad or not self.gradients.any
+            with_graph = self._grad or not self.gradients.backwards
             self._decoding.begin()
             values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
             self._decoding.end(self._execution.decoders)
