@@ -304,8 +304,12 @@ class TracedModel(WholeModel):
 
     def prepare(self, *args: Any, **kwargs: Any) -> Prompt:
         """Any kind of prompt as tensors on the model's device; arguments and errors are those of `read_prompt`."""
+        return read_prompt(self._reader, *args, **kwargs)
+
+    @property
+    def _reader(self) -> Reader:
         facts, skeleton, pad = self.facts, self._skeleton, self._checkpoint.origin.generation.get("pad_token_id")
-        reader = Reader(
+        return Reader(
             tokenizer=lambda: self.tokenizer,
             d_vocab=skeleton.config.d_vocab,
             d_model=skeleton.config.d_model,
@@ -314,7 +318,6 @@ class TracedModel(WholeModel):
             device=facts.device,
             pad_id=pad if isinstance(pad, int) and 0 <= pad < skeleton.config.d_vocab else 0,
         )
-        return read_prompt(reader, *args, **kwargs)
 
 
 def _has_run() -> Tracer:

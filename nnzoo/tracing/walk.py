@@ -276,9 +276,10 @@ class Walk:
     def _arrival(self, hook: str, value: Tensor, nodes: list[Node]) -> Arrival:
         """Give each prompt its own part of a value."""
         run = self._run
-        views = [node for node in nodes if node.view is not None and node in run.differentiated]
-        viewed = {node.storage.place for node in views}
-        places, pieces = [], dict[Place, Tensor]()
+        places: list[Place] = []
+        pieces: dict[Place, Tensor] = {}
+        views = [n for n in nodes if n.view is not None and n in run.differentiated] if run.differentiated else []
+        viewed = {node.storage.place for node in views} if views else ()
         for rows, invoke in self.batch.rows:
             place = invoke.places.get((hook, self.step))
             if place is None or not run.is_reached(place.arrived):
