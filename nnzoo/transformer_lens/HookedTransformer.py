@@ -7,25 +7,27 @@ The equations are those of nnzoo.architectures. What stands here are names, defa
 import re
 from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nnzoo.architectures.activation_cache import compact
-from nnzoo.architectures.gpt2 import GPT2
 from nnzoo.architectures.hooked_model import HookedModel
+from nnzoo.architectures.norms import LayerNorm
 from nnzoo.processing import process_weights
 from nnzoo.transformer_lens.ActivationCache import ActivationCache
+from nnzoo.transformer_lens.building import build_native
 from nnzoo.transformer_lens.generating import Generating
 from nnzoo.transformer_lens.hook_points import LensPoint
 from nnzoo.transformer_lens.HookedRootModule import HookedRootModule, NamesFilter
 from nnzoo.transformer_lens.HookedTransformerConfig import HookedTransformerConfig
 from nnzoo.transformer_lens.loading_from_pretrained import (
-    build_native,
     cfg_of,
     cut,
     load_in_memory,
+    load_named_tokenizer,
     open_pretrained,
     untie,
 )
@@ -36,7 +38,7 @@ from nnzoo.transformer_lens.weights import Weights
 PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 # hook points that nnzoo has and TransformerLens has not: reached by their names, left out of its lists
 FURTHER = re.compile(
-    r"hook_(tokens|positions)|rotary\..*|(.*\.ln.|ln_final)\.hook_(in|out)|.*\.hook_(qkv|q_in|k_in|v_in|act|gate_in|up_in)"
+    r"hook_(tokens|positions)|rotary\..*|(.*\.ln.?|ln_final)\.hook_(in|out)|.*\.hook_(qkv|q_in|k_in|v_in|act|gate_in|up_in)"
 )
 # those that a cache without a filter has only if a field of the config says so
 FLAGS = {
@@ -88,10 +90,17 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
         if isinstance(cfg, str):
             raise ValueError(f"a HookedTransformer is made of a config; HookedTransformer.from_pretrained({cfg!r})?")
         self.cfg = HookedTransformerConfig.unwrap(cfg)
+        named = self.cfg.tokenizer_name
+        if tokenizer is None and named is not None and self.cfg.d_vocab == -1:
+            tokenizer = load_named_tokenizer(named)
         if tokenizer is not None and self.cfg.d_vocab == -1:
             self.cfg.d_vocab = self.cfg.d_vocab_out = max(tokenizer.get_vocab().values()) + 1
         native = build_native(self.cfg)
         self._adopt(native.to(self.cfg.device) if move_to_device else native)
+        if self.cfg.init_weights:
+            self.init_weights()
+        if tokenizer is None and named is not None:
+            tokenizer = partial(load_named_tokenizer, named)  # when text is first read
         if tokenizer is not None:
             self.set_tokenizer(tokenizer, default_padding_side)
 
@@ -224,7 +233,7 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
         None. With `stop_at_layer` comes back the stream [batch pos d_model] as it enters that block.
         """
         if shortformer_pos_embed is not None:
-            raise NotImplementedError("no family of nnzoo has shortformer positions")
+            raise NotImplementedError("shortformer positions are the model's own, from whichever layer it starts")
         if start_at_layer is None:
             input, attention_mask = self.tokens_and_mask(input, prepend_bos, padding_side, attention_mask)
             tokens = None
@@ -351,7 +360,7 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
 
 
 def _processed(native: HookedModel, *, center_writing_weights: bool, **steps: bool) -> HookedModel:
-    center = center_writing_weights and isinstance(native, GPT2)  # an RMSNorm would notice the mean
+    center = center_writing_weights and isinstance(native.ln_final, LayerNorm)  # an RMSNorm would notice the mean
     if not center and not any(steps.values()):
         return untie(native)
     return process_weights(native, center_writing_weights=center, **steps)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.transformer_lens.FactoredMatrix import FactoredMatrix
 
-MATRICES = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
-MLP_MATRICES = ("W_in", "W_gate", "W_out", "b_in", "b_out")
+# in TransformerLens's order, in which new ones are drawn
+MATRICES = ("W_Q", "W_O", "b_Q", "b_O", "W_K", "W_V", "b_K", "b_V")
+MLP_MATRICES = ("W_in", "b_in", "W_out", "b_out", "W_gate")
 
 
 class Part:
@@ -73,27 +74,22 @@ class PosEmbed(Part):
 
 
 class Unembed(Part):
-    native: Any
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        return self.native.weight.t()
-
-    @property
-    def b_U(self) -> Float[Tensor, "d_vocab"]:
-        bias = self.native.bias
-        return self.native.weight.new_zeros(self.native.weight.shape[0]) if bias is None else bias
+    pass
 
 
 class LayerNorm(Part):
-    """A LayerNorm or RMSNorm; `w` and `b` are there unless they were folded into what reads it."""
+    """A LayerNorm or RMSNorm, or nothing; `w` and `b` are there unless they were folded into what reads it."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("w", "b"):
             return super().__getattr__(name)
-        if str(self.cfg.normalization_type).endswith("Pre"):
+        if not self.trained:
             raise AttributeError(f"this norm has no {name}: it was folded into the weights that read it (fold_ln)")
         return getattr(self.native, {"w": "weight", "b": "bias"}[name])
+
+    @property
+    def trained(self) -> bool:
+        return not str(self.cfg.normalization_type).endswith("Pre")
 
 
 class Attention(Part):
@@ -157,8 +153,19 @@ class Attention(Part):
         return weights if group == 1 else weights.repeat_interleave(group, dim=0)
 
 
+class ActivationNorm(LayerNorm):
+    """The norm behind an activation such as "solu_ln"."""
+
+    @property
+    def trained(self) -> bool:
+        return self.cfg.normalization_type == "LN"  # as there: without weights in a model with other norms, or none
+
+
 class MLP(Part):
-    pass
+    def __init__(self, native: Any, cfg: Any) -> None:
+        super().__init__(native, cfg)
+        if hasattr(native, "ln"):
+            vars(self).update(ln=ActivationNorm(native.ln, cfg))
 
 
 class TransformerBlock(Part):
@@ -166,8 +173,9 @@ class TransformerBlock(Part):
         super().__init__(native, cfg)
         attn = Attention(native.attn, cfg)
         vars(attn).update(root=root)
-        norms = {"ln1": LayerNorm(native.ln1, cfg), "ln2": LayerNorm(native.ln2, cfg)}
-        vars(self).update(norms, attn=attn, mlp=MLP(native.mlp, cfg), root=root)
+        vars(self).update(root=root, ln1=LayerNorm(native.ln1, cfg), attn=attn)
+        if root.has_mlps:
+            vars(self).update(ln2=LayerNorm(native.ln2, cfg), mlp=MLP(native.mlp, cfg))
 
     def __call__(
         self, resid_pre: Float[Tensor, "batch pos d_model"], attention_mask: Tensor | None = None
@@ -196,9 +204,13 @@ def modules_of(parts: dict[str, Any]) -> dict[str, Any]:
             found[name] = part
             continue
         for i, block in enumerate(part):
-            found[f"blocks.{i}"] = block
-            found |= {f"blocks.{i}.{inner}": getattr(block, inner) for inner in ("ln1", "attn", "ln2", "mlp")}
+            found |= {f"blocks.{i}": block, **_inside(block, f"blocks.{i}")}
     return found
+
+
+def _inside(part: Any, path: str) -> dict[str, Any]:
+    inner = {f"{path}.{name}": one for name, one in vars(part).items() if isinstance(one, Part)}
+    return {name: one for path, part in inner.items() for name, one in {path: part, **_inside(part, path)}.items()}
 
 
 def weights_of(parts: dict[str, Any]) -> dict[str, Tensor]:
@@ -212,8 +224,7 @@ def weights_of(parts: dict[str, Any]) -> dict[str, Tensor]:
 
 def _names(part: Any) -> list[str]:
     if isinstance(part, LayerNorm):
-        folded = str(part.cfg.normalization_type).endswith("Pre")
-        return [] if folded else [name[0] for name, _ in part.native.named_parameters()]
+        return [name[0] for name, _ in part.native.named_parameters()] if part.trained else []
     if isinstance(part, Attention):
         grouped = part.cfg.n_key_value_heads is not None
         return [f"_{name}" if grouped and name[-1] in "KV" else name for name in MATRICES]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnzoo.analysis.circuits import FactoredMatrix as Factors
-from nnzoo.architectures.activations import ACTIVATIONS
+from nnzoo.architectures.activations import ACTIVATIONS, gelu_fast, solu
 from nnzoo.architectures.names import get_act_name
 from nnzoo.transformer_lens.datasets import keep_single_column, tokenize_and_concatenate
 from nnzoo.transformer_lens.FactoredMatrix import FactoredMatrix
@@ -38,16 +38,6 @@ from nnzoo.transformer_lens.tensors import (
 
 USE_DEFAULT_VALUE = None
 gelu_new = gelu_pytorch_tanh = ACTIVATIONS["gelu_new"]
-
-
-def gelu_fast(input: Tensor) -> Tensor:
-    """The same approximation of GELU, with its constant rounded."""
-    return 0.5 * input * (1 + torch.tanh(input * 0.7978845608 * (1 + 0.044715 * input * input)))
-
-
-def solu(input: Tensor) -> Tensor:
-    """Each neuron by its softmax among the others (https://transformer-circuits.pub/2022/solu/index.html)."""
-    return input * input.softmax(dim=-1)
 
 
 def lm_cross_entropy_loss(
