@@ -275,7 +275,7 @@ class ResidualStream:
     def _n_layers(self) -> int:
         return self.model.config.n_layers
 
-    def _norm(self, layer: int, mlp_input: bool) -> tuple[str, Norm]:
+    def _norm(self, layer: int, mlp_input: bool) -> tuple[str, Any]:
         if layer == self._n_layers:
             return "ln_final", self.model.ln_final
         name = "ln2" if mlp_input else "ln1"

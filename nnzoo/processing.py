@@ -146,7 +146,7 @@ def _norms(model: Any) -> Iterator[tuple]:
 
 
 def _fold(norm: Any, W: Float[Tensor, "*head d_in d_out"], b: Float[Tensor, "*head d_out"] | None) -> None:
-    if isinstance(norm, LayerNorm):
+    if isinstance(norm, LayerNorm) and b is not None:
         b += norm.bias @ W
     W *= norm.weight[:, None]
     if isinstance(norm, LayerNorm):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.llama import LlamaConfig
@@ -52,6 +53,9 @@ def build_native(cfg: HookedTransformerConfig) -> HookedModel:
     _require(cfg, "nnzoo's models", UNKNOWN)
     with torch.random.fork_rng(devices=[]):  # its own weights are drawn anew: a seed gives those of TransformerLens
         model = _llama(cfg) if cfg.gated_mlp or cfg.positional_embedding_type == "rotary" else _toy(cfg)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
     return model.to(dtype=cfg.dtype)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 def calc_fan_in_and_fan_out(tensor: Tensor) -> tuple[int, int]:
     """How many numbers a weight [*head d_in d_out] reads and gives; a vector reads one.
 
+    >>> import torch
     >>> calc_fan_in_and_fan_out(torch.zeros(4, 10, 3))
     (10, 12)
     """
@@ -21,19 +22,19 @@ def calc_fan_in_and_fan_out(tensor: Tensor) -> tuple[int, int]:
     return shape[-2], shape[-1] * (shape[0] if len(shape) == 3 else 1)
 
 
-def init_xavier_uniform_(param: Tensor, gain: float = 1.0) -> Tensor:
+def init_xavier_uniform_(param: Tensor, gain: float | int = 1.0) -> Tensor:
     """Uniform, with the variance between what keeps values and what keeps gradients as large as they are."""
     bound = gain * math.sqrt(6 / sum(calc_fan_in_and_fan_out(param)))
     return nn.init.uniform_(param, -bound, bound)
 
 
-def init_xavier_normal_(param: Tensor, gain: float = 1.0) -> Tensor:
+def init_xavier_normal_(param: Tensor, gain: float | int = 1.0) -> Tensor:
     """Normal, with the variance between what keeps values and what keeps gradients as large as they are."""
     return nn.init.normal_(param, std=gain * math.sqrt(2 / sum(calc_fan_in_and_fan_out(param))))
 
 
 def init_kaiming_uniform_(
-    param: Tensor, a: float = 0, nonlinearity: Any = "relu", gain: float = 1.0, mode: str = "fan_in"
+    param: Tensor, a: float | int = 0, nonlinearity: Any = "relu", gain: float | int = 1.0, mode: str = "fan_in"
 ) -> Tensor:
     """Uniform, with the variance that keeps values (or with mode "fan_out" gradients) as large behind an activation."""
     bound = _kaiming(param, a, nonlinearity, gain, mode, 3)
@@ -41,13 +42,13 @@ def init_kaiming_uniform_(
 
 
 def init_kaiming_normal_(
-    param: Tensor, a: float = 0, nonlinearity: Any = "relu", gain: float = 1.0, mode: str = "fan_in"
+    param: Tensor, a: float | int = 0, nonlinearity: Any = "relu", gain: float | int = 1.0, mode: str = "fan_in"
 ) -> Tensor:
     """Normal, with the variance that keeps values (or with mode "fan_out" gradients) as large behind an activation."""
     return nn.init.normal_(param, std=_kaiming(param, a, nonlinearity, gain, mode, 1))
 
 
-def _kaiming(param: Tensor, a: float, nonlinearity: Any, gain: float, mode: str, factor: float) -> float:
+def _kaiming(param: Tensor, a: float | int, nonlinearity: Any, gain: float | int, mode: str, factor: int) -> float:
     fan_in, fan_out = calc_fan_in_and_fan_out(param)
     fan = fan_in if mode == "fan_in" else fan_out
     return gain * nn.init.calculate_gain(nonlinearity, a) * math.sqrt(factor / fan)

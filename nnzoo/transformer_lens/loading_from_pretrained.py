@@ -45,6 +45,7 @@ ALIASES = {
 }
 OFFICIAL = {alias.lower(): name for name, aliases in ALIASES.items() for alias in aliases}
 
+
 def get_official_model_name(model_name: str) -> str:
     """The Hub's id behind one of TransformerLens's aliases; any other name or folder as it is.
 

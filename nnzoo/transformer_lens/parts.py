@@ -26,6 +26,13 @@ class Part:
     A weight that is assigned is copied into the model: `part.W_O = value`, or `part.W_O[0] = value` in place.
     """
 
+    def __new__(cls, *made_of: Any) -> "Part":
+        if made_of and not isinstance(made_of[0], nn.Module):
+            raise TypeError(
+                f"{cls.__name__} is a part of a model: HookedTransformer(cfg) makes a model with all of them"
+            )
+        return super().__new__(cls)
+
     def __init__(self, native: nn.Module, cfg: Any) -> None:
         vars(self).update(native=native, cfg=cfg)
 
@@ -48,6 +55,10 @@ class Part:
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of this part."""
         return self.native.parameters()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights of this part by TransformerLens's names, as views of the model's own, detached."""
+        return {name.lstrip("."): value.detach() for name, value in weights_of({"": self}).items()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {self.native!r}"
@@ -198,19 +209,14 @@ def parts_of(native: HookedModel, cfg: Any) -> dict[str, Any]:
 
 def modules_of(parts: dict[str, Any]) -> dict[str, Any]:
     """Every part by its dotted name: "blocks.0.attn"."""
-    found = {}
-    for name, part in parts.items():
-        if name != "blocks":
-            found[name] = part
-            continue
-        for i, block in enumerate(part):
-            found |= {f"blocks.{i}": block, **_inside(block, f"blocks.{i}")}
+    found: dict[str, Any] = {}
+    for path, part in parts.items():
+        if isinstance(part, list):
+            found |= modules_of({f"{path}.{i}": block for i, block in enumerate(part)})
+        else:
+            inner = {f"{path}.{name}": one for name, one in vars(part).items() if isinstance(one, Part)}
+            found |= {path: part, **modules_of(inner)}
     return found
-
-
-def _inside(part: Any, path: str) -> dict[str, Any]:
-    inner = {f"{path}.{name}": one for name, one in vars(part).items() if isinstance(one, Part)}
-    return {name: one for path, part in inner.items() for name, one in {path: part, **_inside(part, path)}.items()}
 
 
 def weights_of(parts: dict[str, Any]) -> dict[str, Tensor]:
