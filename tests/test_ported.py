@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from layout import ROOT
+from lens_reference import PROGRAMS
 from ported_reference import PORTED, VALUES, run, with_folders, with_nnzoo
 from test_lens_programs import assert_same
 
@@ -32,3 +34,11 @@ def test_there_is_a_recorded_value_for_each_tutorial():
 def test_what_is_recorded_is_what_the_installed_nnsight_gives(name):
     pytest.importorskip("nnsight")
     assert_same(run(name, with_folders), EXPECTED[name], name)
+
+
+@pytest.mark.parametrize(
+    ("page", "programs"), [("coming-from-nnsight", PORTED), ("coming-from-transformer-lens", PROGRAMS)]
+)
+def test_the_pages_list_every_program_with_its_length(page, programs):
+    rows = re.findall(r"^\| .* \| `(\w+)` \| (\d+) \| 0 \|$", (ROOT / "docs" / f"{page}.md").read_text(), re.M)
+    assert dict(rows) == {name: str(len(file.read_text().splitlines())) for name, file in programs.items()}
