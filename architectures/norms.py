@@ -87,8 +87,11 @@ class NoNorm(nn.Module):
 
     def __init__(self, d_model: int, eps: float) -> None:
         super().__init__()
+        self.hook_in = HookPoint("batch pos d_model")
+        self.hook_out = HookPoint("batch pos d_model")
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        return x
+        return self.hook_out(self.hook_in(x))
 
-    fused = forward
+    def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return x

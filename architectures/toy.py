@@ -88,6 +88,10 @@ class Unembed(nn.Module):
     def weight(self) -> Float[Tensor, "d_vocab_out d_model"]:
         return self.W_U.t()
 
+    @property
+    def bias(self) -> Float[Tensor, "d_vocab_out"]:
+        return self.b_U
+
 
 @dataclass
 class ToySpan(Span):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nnzoo.analysis import attribute_logits, patch_activations, patch_paths
 from nnzoo.architectures.toy import Toy, ToyConfig
 from nnzoo.processing import center_writing_weights, fold_ln, process_weights
 from nnzoo.transformer_lens import HookedTransformer, HookedTransformerConfig, components
@@ -144,6 +145,38 @@ def test_processing_says_what_it_cannot_keep():
         fold_ln(toy(replace(CONFIG, shortformer=True)))
     with pytest.raises(ValueError, match="has NoNorm, which does not"):
         center_writing_weights(toy(replace(CONFIG, norm=None)))
+
+
+# --- what looks at models looks at these too --------------------------------------------------------------------------
+
+
+@every_choice
+def test_attributions_of_components_sum_to_the_logit(config):
+    model, ids = toy(config), tokens()
+    parts = attribute_logits(model, ids, 1, 0)
+    logits = model(ids)[:, -1]
+    assert difference(parts.values.sum(), (logits[:, 1] - logits[:, 0]).mean()) < 1e-6
+
+
+@every_choice
+def test_patches_are_those_of_hooks(config):
+    model, base, source = toy(config), tokens(1), tokens(1).flip(1)
+    _, cache = model.run_with_cache(source)
+    patched = patch_activations(model, base, source, lambda logits: logits[:, -1, 1], at="z").values
+
+    def put(value, hook):
+        value[:, :, 2] = cache[hook.name][:, :, 2]
+
+    by_hand = model.run_with_hooks(base, fwd_hooks=[("blocks.0.attn.hook_z", put)])[0, -1, 1]
+    assert difference(patched[0, 2], by_hand) < 1e-10
+    assert difference(patch_activations(model, base, source, (1, 0), at="z").values[0, 2], by_hand) > 1e-6
+
+
+def test_direct_paths_of_the_last_layer_of_attention_alone_are_patches():
+    model, base, source = toy(ATTENTION_ONLY), tokens(1), tokens(1).flip(1)
+    direct = patch_paths(model, base, source, (1, 0)).values
+    assert difference(direct[1], patch_activations(model, base, source, (1, 0), at="z").values[1]) < 1e-10
+    assert difference(direct[0], patch_activations(model, base, source, (1, 0), at="z").values[0]) > 1e-3
 
 
 # --- by TransformerLens's names -------------------------------------------------------------------------------------
