@@ -56,8 +56,13 @@ class LayerNorm(Norm):
 
     def explicit(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         wide = x.float() if x.dtype.itemsize < 4 else x  # as the fused kernel does: bfloat16 statistics lose two bits
-        # the kernel beneath layer_norm, which gives its statistics back: var_mean alone takes 15 times as long
-        normalized, _, inverse = torch.native_layer_norm(wide, self.weight.shape, None, None, self.eps)
+        if self.hook_scale.hooks and wide.requires_grad and torch.is_grad_enabled():
+            centred = wide - wide.mean(dim=-1, keepdim=True)  # step by step: what a hook makes of the scale is followed
+            inverse = (centred.pow(2).mean(dim=-1, keepdim=True) + self.eps).rsqrt()
+            normalized = centred * inverse
+        else:
+            # the kernel beneath layer_norm, which gives its statistics back: var_mean alone takes 15 times as long
+            normalized, _, inverse = torch.native_layer_norm(wide, self.weight.shape, None, None, self.eps)
         normalized = self.rescaled(normalized.to(x.dtype), (1 / inverse).to(x.dtype))
         return torch.addcmul(self.bias, self.hook_normalized(normalized), self.weight)
 

@@ -195,6 +195,7 @@ class HookedTransformer(Weights, Flags, Generating, HookedRootModule):  # type: 
         points: Any = self.native.hook_points
         asked = {"hook_tokens"} if self.cfg.use_hook_tokens else set()
         self.hook_dict = {n: p for n, p in points.items() if n in asked or not FURTHER.fullmatch(n)}
+        vars(self).update({n: p for n, p in self.hook_dict.items() if "." not in n})  # model.hook_embed
         self.mod_dict = {**modules_of({n: vars(self)[n] for n in PARTS if n in vars(self)}), **points}
 
     def __setattr__(self, name: str, value: Any) -> None:
