@@ -43,6 +43,14 @@ class Unembed(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         return self.hook_out(nn.functional.linear(self.hook_in(x), self.weight, self.bias))
 
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        return self.weight.t()
+
+    @property
+    def b_U(self) -> Float[Tensor, "d_vocab"]:
+        return self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+
 
 class HookedModel(WeightViews, TextMethods, nn.Module):
     """A language model whose every intermediate value has a name."""
@@ -81,6 +89,11 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
             "d_mlp": c.d_mlp,
             "d_vocab": c.d_vocab,
         }
+
+    @property
+    def adds_positions(self) -> bool:
+        """Whether the residual stream begins with a position's vector beside that of the token."""
+        return "hook_pos_embed" in self.hook_points
 
     @property
     def max_tokens(self) -> int:

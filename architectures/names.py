@@ -16,7 +16,7 @@ ALIASES = {
 }
 SUBLAYERS = {"a": "attn", "attention": "attn", "m": "mlp", "b": None, "block": None, "blocks": None}
 IN_ATTN = set("q k v z rot_q rot_k attn_scores pattern result qkv q_in k_in v_in".split())
-IN_MLP = set("pre pre_linear act post gate_in up_in".split())
+IN_MLP = set("pre mid pre_linear act post gate_in up_in".split())
 IN_NORM = {"scale", "normalized"}
 
 

@@ -15,14 +15,14 @@ from nnzoo.architectures.parameters import quick
 class Norm(nn.Module):
     """What the two norms share: the hook points, and the choice between the fused and the explicit path."""
 
-    def __init__(self, d_model: int, eps: float) -> None:
+    def __init__(self, d_model: int, eps: float, axis: str = "d_model") -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(d_model))
-        self.hook_in = HookPoint("batch pos d_model")
+        self.hook_in = HookPoint(f"batch pos {axis}")
         self.hook_scale = HookPoint("batch pos 1")
-        self.hook_normalized = HookPoint("batch pos d_model")
-        self.hook_out = HookPoint("batch pos d_model")
+        self.hook_normalized = HookPoint(f"batch pos {axis}")
+        self.hook_out = HookPoint(f"batch pos {axis}")
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         x = self.hook_in(x)
@@ -50,14 +50,19 @@ class Norm(nn.Module):
 class LayerNorm(Norm):
     """Centre, divide by the standard deviation, then scale and shift (https://arxiv.org/abs/1607.06450)."""
 
-    def __init__(self, d_model: int, eps: float) -> None:
-        super().__init__(d_model, eps)
+    def __init__(self, d_model: int, eps: float, axis: str = "d_model") -> None:
+        super().__init__(d_model, eps, axis)
         self.bias = nn.Parameter(torch.zeros(d_model))
 
     def explicit(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         wide = x.float() if x.dtype.itemsize < 4 else x  # as the fused kernel does: bfloat16 statistics lose two bits
-        # the kernel beneath layer_norm, which gives its statistics back: var_mean alone takes 15 times as long
-        normalized, _, inverse = torch.native_layer_norm(wide, self.weight.shape, None, None, self.eps)
+        if self.hook_scale.hooks and wide.requires_grad and torch.is_grad_enabled():
+            centred = wide - wide.mean(dim=-1, keepdim=True)  # step by step: what a hook makes of the scale is followed
+            inverse = (centred.pow(2).mean(dim=-1, keepdim=True) + self.eps).rsqrt()
+            normalized = centred * inverse
+        else:
+            # the kernel beneath layer_norm, which gives its statistics back: var_mean alone takes 15 times as long
+            normalized, _, inverse = torch.native_layer_norm(wide, self.weight.shape, None, None, self.eps)
         normalized = self.rescaled(normalized.to(x.dtype), (1 / inverse).to(x.dtype))
         return torch.addcmul(self.bias, self.hook_normalized(normalized), self.weight)
 
@@ -80,3 +85,18 @@ class RMSNorm(Norm):
     def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         wide = x.float()
         return self.weight * (wide * (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).rsqrt()).to(x.dtype)
+
+
+class NoNorm(nn.Module):
+    """Nothing, where other models have a norm."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.hook_in = HookPoint("batch pos d_model")
+        self.hook_out = HookPoint("batch pos d_model")
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return self.hook_out(self.hook_in(x))
+
+    def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return x

@@ -17,7 +17,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nnzoo.architectures.norms import LayerNorm, Norm
+from nnzoo.architectures.norms import LayerNorm, NoNorm, Norm
 from nnzoo.architectures.slices import SliceInput, take
 
 Stack = Float[Tensor, "component *batch_and_pos d_model"]
@@ -43,6 +43,11 @@ class ResidualStream:
     def __getitem__(self, key: Any) -> Tensor:
         raise NotImplementedError
 
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """What writes into the stream, in every block."""
+        return ("attn", "mlp") if self.model.has_mlps else ("attn",)
+
     def accumulated_resid(
         self,
         layer: int | None = None,
@@ -61,7 +66,7 @@ class ResidualStream:
         places = []
         for i in range(layer + 1):
             places.append(("resid_pre", i, f"{i}_pre") if i < self._n_layers else ("resid_post", i - 1, "final_post"))
-            if (incl_mid and i < layer) or (mlp_input and i == layer):
+            if (incl_mid and self.model.has_mlps and i < layer) or (mlp_input and i == layer):
                 places.append(("resid_mid", i, f"{i}_mid"))
         stack = torch.stack([take(self[name, i], pos_slice, dim=-2) for name, i, _ in places])
         if apply_ln:
@@ -88,7 +93,7 @@ class ResidualStream:
         layer = self._layer(layer, mlp_input)
         parts = self._embeds() if incl_embeds else []
         for i in range(layer):
-            parts += [(f"{i}_{part}_out", self[f"{part}_out", i]) for part in ("attn", "mlp") if mode in (part, "all")]
+            parts += [(f"{i}_{part}_out", self[f"{part}_out", i]) for part in self._parts if mode in (part, "all")]
         if mlp_input and mode != "mlp":
             parts.append((f"{layer}_attn_out", self["attn_out", layer]))
         stack = self._stack([take(value, pos_slice, dim=-2) for _, value in parts], pos_slice)
@@ -145,6 +150,8 @@ class ResidualStream:
         name, norm = self._norm(layer, mlp_input)
         if has_batch_dim and self.has_batch_dim:
             residual_stack = take(residual_stack, batch_slice, dim=1)
+        if isinstance(norm, NoNorm):
+            return residual_stack
         if recompute_ln:
             with torch.set_grad_enabled(residual_stack.requires_grad):
                 return norm.fused(residual_stack)
@@ -245,13 +252,14 @@ class ResidualStream:
         ends = [take(value, pos_slice, dim=-2) for _, value in embeds]
         ends.append(bias.detach().expand(heads.shape[1:]))
         how = (layer, mlp_input, pos_slice, apply_ln, project_output_onto)
-        if expand_neurons:
+        if expand_neurons and self.model.has_mlps:
             mlps = self._neurons(layer, mlp_input, pos_slice, None, apply_ln, project_output_onto)
             labels += [f"L{i}N{n}" for i in range(layer) for n in range(self.model.config.d_mlp)]
         else:
-            mlps = self._stack([take(self["mlp_out", i], pos_slice, dim=-2) for i in range(layer)], pos_slice)
+            named = [f"{i}_mlp_out" for i in range(layer) if self.model.has_mlps]
+            mlps = self._stack([take(self["mlp_out", i], pos_slice, dim=-2) for i in range(len(named))], pos_slice)
             mlps = self._shown(mlps, *how)
-            labels += [f"{i}_mlp_out" for i in range(layer)]
+            labels += named
         stack = torch.cat([self._shown(heads, *how), mlps, self._shown(torch.stack(ends), *how)])
         return (stack, [*labels, *(label for label, _ in embeds), "bias"]) if return_labels else stack
 
@@ -267,7 +275,7 @@ class ResidualStream:
     def _n_layers(self) -> int:
         return self.model.config.n_layers
 
-    def _norm(self, layer: int, mlp_input: bool) -> tuple[str, Norm]:
+    def _norm(self, layer: int, mlp_input: bool) -> tuple[str, Any]:
         if layer == self._n_layers:
             return "ln_final", self.model.ln_final
         name = "ln2" if mlp_input else "ln1"
@@ -277,7 +285,7 @@ class ResidualStream:
         return take(self["resid_post", layer - 1] if layer else self["resid_pre", 0], pos_slice, dim=-2)
 
     def _embeds(self) -> list[tuple[str, Tensor]]:
-        names = ("embed", "pos_embed") if "hook_pos_embed" in self.model.hook_points else ("embed",)
+        names = ("embed", "pos_embed") if self.model.adds_positions else ("embed",)
         return [(name, self[name]) for name in names]
 
     def _head_results(self, layer: int, pos_slice: SliceInput) -> Float[Tensor, "*batch_and_pos head d_model"]:
@@ -291,6 +299,7 @@ class ResidualStream:
         self, layer: int, mlp_input: bool, pos_slice: SliceInput, which: SliceInput, apply_ln: bool, onto: Tensor | None
     ) -> Projected:
         name, norm = self._norm(layer, mlp_input)
+        apply_ln = apply_ln and not isinstance(norm, NoNorm)
         scale = take(self[f"{name}.hook_scale"], pos_slice, dim=-2) if apply_ln else 1
         stacks = [self._shown(self._stack([], pos_slice), layer, mlp_input, pos_slice, False, onto)]
         for i in range(layer):

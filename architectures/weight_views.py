@@ -22,17 +22,21 @@ class WeightViews:
     unembed: Any
 
     @property
+    def has_mlps(self) -> bool:
+        """False in a model of attention alone."""
+        return self.config.d_mlp is not None
+
+    @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         return self.embed.weight
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        return self.unembed.weight.t()
+        return self.unembed.W_U
 
     @property
     def b_U(self) -> Float[Tensor, "d_vocab"]:
-        bias = self.unembed.bias
-        return self.unembed.weight.new_zeros(self.config.d_vocab) if bias is None else bias
+        return self.unembed.b_U
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
@@ -101,7 +105,7 @@ class WeightViews:
     ) -> Float[Tensor, "d_model"]:
         """The biases b_O and b_out that were added to the residual stream before a block (or before its MLP)."""
         biases = [block.attn.b_O for block in self.blocks[: layer + mlp_input]]
-        biases += [block.mlp.b_out for block in self.blocks[:layer] if include_mlp_biases]
+        biases += [block.mlp.b_out for block in self.blocks[:layer] if include_mlp_biases and self.has_mlps]
         return sum(biases, start=self.embed.weight.new_zeros(self.config.d_model))
 
     def tokens_to_residual_directions(

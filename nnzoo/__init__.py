@@ -14,21 +14,25 @@ from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.names import get_act_name
 from nnzoo.config import CONFIG
 from nnzoo.debugging import debug, diff
+from nnzoo.envoys.envoy import Envoy
 from nnzoo.language_model import LanguageModel
 from nnzoo.tracing.functions import GraphError
 from nnzoo.tracing.graph_object import Graph
 from nnzoo.tracing.saving import save
 from nnzoo.tracing.session import session
+from nnzoo.transformers_model import TransformersModel
 from nnzoo.weights import load
 
 __all__ = [
     "CONFIG",
     "ActivationCache",
+    "Envoy",
     "Graph",
     "GraphError",
     "HookPoint",
     "HookedModel",
     "LanguageModel",
+    "TransformersModel",
     "debug",
     "diff",
     "get_act_name",

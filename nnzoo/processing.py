@@ -30,9 +30,8 @@ from einops import einsum, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nnzoo.architectures.gpt2 import Conv1D
 from nnzoo.architectures.hooked_model import HookedModel
-from nnzoo.architectures.norms import LayerNorm, Norm
+from nnzoo.architectures.norms import LayerNorm, NoNorm
 
 Model = TypeVar("Model", bound=HookedModel)
 
@@ -116,32 +115,42 @@ def _untied_copy(model: Model) -> Model:
     return new
 
 
-def _fold_ln(model: HookedModel) -> None:
-    for norm, readers in _norms(model):
-        for reader in readers:
-            _fold(norm, reader)
+def _fold_ln(model: Any) -> None:
+    if isinstance(model.ln_final, LayerNorm) and not isinstance(model.unembed.b_U, nn.Parameter):
+        model.unembed.bias = nn.Parameter(model.unembed.b_U)
+    for norm, *readers in _norms(model):
+        for W, b in readers:
+            _fold(norm, W, b)
         norm.weight.fill_(1)
         if isinstance(norm, LayerNorm):
             norm.bias.zero_()
 
 
-def _norms(model: HookedModel) -> Iterator[tuple[Any, list[Any]]]:
-    """Every norm with the maps that read its output."""
+def _norms(model: Any) -> Iterator[tuple]:
+    """Every norm, and the weights and biases that read its output."""
+    if isinstance(model.ln_final, NoNorm):
+        return
+    if hasattr(model, "pos_embed") and not model.adds_positions:
+        raise NotImplementedError("shortformer positions come in behind the norms: these cannot be folded")
     for block in model.blocks:
-        yield block.ln1, [part for name, part in block.attn.named_children() if name in ("qkv", "q", "k", "v")]
-        yield block.ln2, [part for name, part in block.mlp.named_children() if name in ("gate", "up")]
-    yield model.ln_final, [model.unembed]
+        attn = block.attn
+        yield block.ln1, (attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K), (attn.W_V, attn.b_V)
+        if not model.has_mlps:
+            continue
+        mlp = block.mlp
+        gates = [(mlp.W_gate, mlp.gate.bias)] if hasattr(mlp, "W_gate") else []
+        yield block.ln2, (mlp.W_in, mlp.b_in), *gates
+        if hasattr(mlp, "ln"):
+            yield mlp.ln, (mlp.W_out, mlp.b_out)
+    yield model.ln_final, (model.unembed.W_U, model.unembed.b_U)
 
 
-def _fold(norm: Norm, reader: Any) -> None:
-    W = _from_the_right(reader)
-    if isinstance(norm, LayerNorm):
-        if reader.bias is None:
-            reader.bias = nn.Parameter(W.new_zeros(W.shape[1]))
-        reader.bias += norm.bias @ W
+def _fold(norm: Any, W: Float[Tensor, "*head d_in d_out"], b: Float[Tensor, "*head d_out"] | None) -> None:
+    if isinstance(norm, LayerNorm) and b is not None:
+        b += norm.bias @ W
     W *= norm.weight[:, None]
     if isinstance(norm, LayerNorm):
-        W -= W.mean(dim=0)
+        W -= W.mean(dim=-2, keepdim=True)
 
 
 def _center_writing_weights(model: Any) -> None:
@@ -150,28 +159,23 @@ def _center_writing_weights(model: Any) -> None:
             f"center_writing_weights keeps the predictions of models with LayerNorm, which ignores the mean of the "
             f"residual stream; {type(model).__name__} has {type(model.ln_final).__name__}, which does not"
         )
-    writers = [part for block in model.blocks for part in (block.attn.out, block.mlp.down)]
-    for weight in (model.embed.weight, model.pos_embed.weight, *map(_from_the_right, writers)):
-        weight -= weight.mean(dim=1, keepdim=True)
-    for writer in writers:
-        writer.bias -= writer.bias.mean()
+    writing = [model.W_E, model.W_pos] if model.adds_positions else [model.W_E]
+    for block in model.blocks:
+        writing += [block.attn.W_O, block.attn.b_O]
+        writing += [block.mlp.W_out, block.mlp.b_out] if model.has_mlps else []
+    for weight in writing:
+        weight -= weight.mean(dim=-1, keepdim=True)
 
 
 def _center_unembed(model: HookedModel) -> None:
-    model.unembed.weight -= model.unembed.weight.mean(dim=0)
-    if model.unembed.bias is not None:
-        model.unembed.bias -= model.unembed.bias.mean()
+    for weight in (model.W_U, model.b_U):
+        weight -= weight.mean(dim=-1, keepdim=True)
 
 
 def _fold_value_biases(model: HookedModel) -> None:
     group = model.config.n_heads // model.config.n_kv_heads
     for block in model.blocks:
-        if block.attn.out.bias is None:
-            continue  # attention has its four biases or none
         b_V = repeat(block.attn.b_V, "kv_head d_head -> (kv_head group) d_head", group=group)
-        block.attn.out.bias += einsum(b_V, block.attn.W_O, "head d_head, head d_head d_model -> d_model")
+        b_O = block.attn.b_O  # zeros that nobody keeps, where attention has no biases
+        b_O += einsum(b_V, block.attn.W_O, "head d_head, head d_head d_model -> d_model")
         block.attn.b_V.zero_()
-
-
-def _from_the_right(module: Any) -> Float[Tensor, "d_in d_out"]:
-    return module.weight if isinstance(module, Conv1D) else module.weight.t()

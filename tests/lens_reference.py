@@ -73,7 +73,7 @@ CLASSES = {
         get_caching_hooks list_hooks generate generate_stream to_tokens to_string to_str_tokens to_single_token
         to_single_str_token get_token_position tokens_to_residual_directions accumulated_bias all_composition_scores
         all_head_labels set_tokenizer set_use_attn_result set_use_split_qkv_input set_use_hook_mlp_in set_use_attn_in
-        process_weights_ to cuda cpu setup hook_points clear_contexts""",
+        process_weights_ load_and_process_state_dict init_weights to cuda cpu setup hook_points clear_contexts""",
     "HookedRootModule": "setup hook_points add_hook reset_hooks hooks run_with_hooks run_with_cache add_caching_hooks",
     "ActivationCache": """__init__ remove_batch_dim to toggle_autodiff apply_slice_to_batch_dim accumulated_resid
         logit_attrs decompose_resid compute_head_results stack_head_results stack_activation get_neuron_results
@@ -93,12 +93,14 @@ MODULES = {
         get_act_patch_attn_head_out_all_pos get_act_patch_attn_head_q_all_pos get_act_patch_attn_head_k_all_pos
         get_act_patch_attn_head_v_all_pos get_act_patch_attn_head_pattern_all_pos get_act_patch_attn_head_all_pos_every
         get_act_patch_attn_head_by_pos_every get_act_patch_block_every""",
+    "train": "train HookedTransformerTrainConfig",
     "head_detector": "detect_head compute_head_attention_similarity_score",
     "evals": "sanity_check evaluate_on_dataset induction_loss ioi_eval IOIDataset",
     "utils": """to_numpy get_corner remove_batch_dim transpose is_square is_lower_triangular get_offset_position_ids
         get_cumsum_along_dim repeat_along_head_dimension filter_dict_by_prefix lm_cross_entropy_loss lm_accuracy
         gelu_fast solu get_device sample_logits get_act_name test_prompt override_or_use_default_value get_nested_attr
-        set_nested_attr get_attention_mask composition_scores logits_to_df""",
+        set_nested_attr get_attention_mask composition_scores logits_to_df calc_fan_in_and_fan_out init_xavier_uniform_
+        init_xavier_normal_ init_kaiming_uniform_ init_kaiming_normal_""",
 }
 
 
@@ -160,7 +162,8 @@ def from_embedded(cls: Any, model_name: str, **options: Any) -> Any:
         tokenizer,
         default_padding_side=options.get("default_padding_side"),
     )
-    model.load_and_process_state_dict(lens_weights(native), **flags)
+    refactor = options.get("refactor_factored_attn_matrices", False)
+    model.load_and_process_state_dict(lens_weights(native), **flags, refactor_factored_attn_matrices=refactor)
     return model
 
 

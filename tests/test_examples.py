@@ -29,6 +29,7 @@ def test_every_example_has_a_test():
     assert [file.stem for file in EXAMPLES] == [
         "activation_patching",
         "first_trace",
+        "indirect_objects",
         "induction_heads",
         "logit_lens",
         "pictures",
@@ -46,6 +47,27 @@ def test_an_example_takes_any_family_by_name(file, printed):
 def test_the_induction_study_finds_heads_that_are_needed(printed):
     usual, without, others = map(float, re.findall(r": ([\d.]+)$", printed("induction_heads.py"), re.MULTILINE))
     assert without > usual + 2 and others < (usual + without) / 2
+
+
+STUDIES = ["indirect_objects", "induction_heads"]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_shorter_than_forty_lines(name):
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) < 40
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_study_of_indirect_objects_finds_heads_that_are_needed_and_where_they_look(family, printed):
+    out = printed("indirect_objects.py", family)
+    usual, movers, givers, others = map(float, re.findall(r": (-?[\d.]+)$", out, re.MULTILINE))
+    assert usual > 5 and movers < usual / 2 and others > usual * 0.9
+    looks = re.findall(r"takes the name from '(.*?)' \((.*?)\)", out)
+    assert len(looks) == 2 and all(float(weight) > 0.8 for _, weight in looks)
+    if family != "nnzoo/tiny-mistral":  # there the heads that say the name take it from the names themselves
+        assert givers < usual / 2 and {token for token, _ in looks} == {" gave"}
+    else:
+        assert {token for token, _ in looks} == {" John", " Mary"}
 
 
 def test_pictures_are_pages(printed, tmp_path):

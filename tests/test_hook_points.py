@@ -257,6 +257,23 @@ def test_a_scale_twice_as_large_halves_what_is_normalized(family, setting, norm)
 
 
 @ids(PLAIN)
+def test_a_scale_that_a_hook_detaches_is_a_constant_to_gradients(family, setting):
+    model = ours(family, setting)
+    norm, direction = model.blocks[LAYER].ln1, torch.randn(model.config.d_model, dtype=torch.float64)
+    x = torch.randn(2, 5, model.config.d_model, dtype=torch.float64, requires_grad=True)
+    handle = norm.hook_scale.add_hook(lambda value, hook: value.detach())
+    scales = []
+    with torch.enable_grad():
+        norm.hook_scale.add_reader(lambda value, hook: scales.append(value))
+        (gradient,) = torch.autograd.grad((norm(x) * direction).sum(), x)
+    handle.remove()
+    weighted = norm.weight * direction
+    expected = (weighted - weighted.mean() * (family == "gpt2")) / scales[0]
+    assert error(gradient, expected) < (1e-12 if family == "gpt2" else 1e-6)
+    norm.hook_scale.hooks.clear()
+
+
+@ids(PLAIN)
 def test_normalized_is_before_the_weights_and_scale_is_its_divisor(family, setting):
     model = ours(family, setting)
     cache, norm = everything(model, prompt(2, 9)), model.blocks[LAYER].ln1

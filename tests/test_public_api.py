@@ -5,11 +5,13 @@ import nnzoo
 PUBLIC = [
     "CONFIG",
     "ActivationCache",
+    "Envoy",
     "Graph",
     "GraphError",
     "HookPoint",
     "HookedModel",
     "LanguageModel",
+    "TransformersModel",
     "debug",
     "diff",
     "get_act_name",

@@ -55,8 +55,9 @@ def attribute_logits(
         raise ValueError(f"by is one of {', '.join(BY)}, not {by!r}")
     if not -tokens.n_pos <= position < tokens.n_pos:
         raise ValueError(f"position {position} is none of the prompt's {tokens.n_pos}")
-    names = ["hook_embed", "*resid_pre", "*attn_out", "*mlp_out", "*resid_post", "*hook_z", "ln_final.hook_scale"]
-    names += ["hook_pos_embed"] * ("hook_pos_embed" in subject.native.hook_points)
+    names = ["hook_embed", "*resid_pre", "*attn_out", "*resid_post", "*hook_z"]
+    names += ["*mlp_out"] * subject.native.has_mlps
+    names += [name for name in ("hook_pos_embed", "ln_final.hook_scale") if name in subject.native.hook_points]
     names += {"neuron": ["*mlp.hook_post"], "source": ["*hook_pattern", "*hook_v"]}.get(by, [])
     _, cache = subject.native.run_with_cache(
         tokens.ids, attention_mask=tokens.mask, names_filter=names, return_type=None
@@ -73,7 +74,7 @@ def attribute_logits(
 def _direction(subject: Subject, tokens: Tokens, right: Answer, wrong: Answer | None) -> Float[Tensor, "batch d_vocab"]:
     """+1 at each prompt's right token and -1 at its wrong one."""
     batch = len(tokens.ids)
-    direction = subject.native.unembed.weight.new_zeros(batch, subject.native.config.d_vocab)
+    direction = subject.native.unembed.weight.new_zeros(batch, len(subject.native.unembed.weight))
     for sign, answer in ((1.0, right), (-1.0, wrong)):
         if answer is None:
             continue

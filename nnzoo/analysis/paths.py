@@ -90,10 +90,16 @@ class _Frozen:
 
     def __init__(self, subject: Subject, run: Base, source_z: list[Tensor], through_mlps: bool) -> None:
         self.subject, self.through_mlps, self.source_z = subject, through_mlps, source_z
-        places = ["attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out"]
+        mlps = subject.native.has_mlps
+        places = [
+            "attn.hook_z",
+            "hook_attn_out",
+            *(["hook_resid_mid", "hook_mlp_out"] if mlps else ["hook_resid_post"]),
+        ]
         names = [name for place in places for name in _names(subject, place)]
         values, n = values_at(subject, run.tokens, names), subject.n_layers
-        self.z, self.attn_out, self.mid, self.mlp_out = (values[i * n : (i + 1) * n] for i in range(4))
+        parts = [values[i * n : (i + 1) * n] for i in range(len(places))]
+        self.z, self.attn_out, self.mid, self.mlp_out = [*parts, []][:4]  # without MLPs the middle is the end
 
     def entering(self, layer: int) -> Iterator[tuple[int, Float[Tensor, "head batch pos d_model"]]]:
         """What enters each later block, and leaves the last, after one head of `layer` was exchanged, head by head."""
@@ -107,6 +113,8 @@ class _Frozen:
 
     def _through_mlp(self, layer: int, x: Tensor) -> Tensor:
         block: Any = self.subject.native.blocks[layer]
+        if not self.mlp_out:
+            return x
         if not self.through_mlps:
             return x + self.mlp_out[layer]
         rows = x.flatten(0, 1)

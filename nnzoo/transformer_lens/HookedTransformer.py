@@ -7,47 +7,41 @@ The equations are those of nnzoo.architectures. What stands here are names, defa
 import re
 from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nnzoo.architectures.activation_cache import compact
-from nnzoo.architectures.gpt2 import GPT2
 from nnzoo.architectures.hooked_model import HookedModel
+from nnzoo.architectures.norms import LayerNorm
 from nnzoo.processing import process_weights
 from nnzoo.transformer_lens.ActivationCache import ActivationCache
+from nnzoo.transformer_lens.building import build_native
+from nnzoo.transformer_lens.flags import Flags
 from nnzoo.transformer_lens.generating import Generating
 from nnzoo.transformer_lens.hook_points import LensPoint
 from nnzoo.transformer_lens.HookedRootModule import HookedRootModule, NamesFilter
 from nnzoo.transformer_lens.HookedTransformerConfig import HookedTransformerConfig
 from nnzoo.transformer_lens.loading_from_pretrained import (
-    build_native,
     cfg_of,
     cut,
     load_in_memory,
+    load_named_tokenizer,
     open_pretrained,
     untie,
 )
 from nnzoo.transformer_lens.parts import modules_of, parts_of
 from nnzoo.transformer_lens.past_key_value_caching import TransformerLensKeyValueCache
+from nnzoo.transformer_lens.refactoring import refactor_factored_attn_matrices
 from nnzoo.transformer_lens.weights import Weights
 
 PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 # hook points that nnzoo has and TransformerLens has not: reached by their names, left out of its lists
 FURTHER = re.compile(
-    r"hook_(tokens|positions)|rotary\..*|(.*\.ln.|ln_final)\.hook_(in|out)|.*\.hook_(qkv|q_in|k_in|v_in|act|gate_in|up_in)"
+    r"hook_(tokens|positions)|rotary\..*|(.*\.ln.?|ln_final)\.hook_(in|out)|.*\.hook_(qkv|q_in|k_in|v_in|act|gate_in|up_in)"
 )
-# those that a cache without a filter has only if a field of the config says so
-FLAGS = {
-    "hook_result": "use_attn_result",
-    "hook_q_input": "use_split_qkv_input",
-    "hook_k_input": "use_split_qkv_input",
-    "hook_v_input": "use_split_qkv_input",
-    "hook_attn_in": "use_attn_in",
-    "hook_mlp_in": "use_hook_mlp_in",
-    "hook_tokens": "use_hook_tokens",
-}
 
 
 class Output(NamedTuple):
@@ -57,7 +51,7 @@ class Output(NamedTuple):
     loss: Tensor
 
 
-class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[misc]  # a state dict by their names
+class HookedTransformer(Weights, Flags, Generating, HookedRootModule):  # type: ignore[misc]  # a state dict by their names
     """A model of GPT-2's, LLaMA's or Mistral's family, by TransformerLens's names and with its defaults.
 
     `HookedTransformer(cfg)` makes one with new weights; `from_pretrained` reads a checkpoint.
@@ -88,10 +82,17 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
         if isinstance(cfg, str):
             raise ValueError(f"a HookedTransformer is made of a config; HookedTransformer.from_pretrained({cfg!r})?")
         self.cfg = HookedTransformerConfig.unwrap(cfg)
+        named = self.cfg.tokenizer_name
+        if tokenizer is None and named is not None and self.cfg.d_vocab == -1:
+            tokenizer = load_named_tokenizer(named)
         if tokenizer is not None and self.cfg.d_vocab == -1:
             self.cfg.d_vocab = self.cfg.d_vocab_out = max(tokenizer.get_vocab().values()) + 1
         native = build_native(self.cfg)
         self._adopt(native.to(self.cfg.device) if move_to_device else native)
+        if self.cfg.init_weights:
+            self.init_weights()
+        if tokenizer is None and named is not None:
+            tokenizer = partial(load_named_tokenizer, named)  # when text is first read
         if tokenizer is not None:
             self.set_tokenizer(tokenizer, default_padding_side)
 
@@ -127,9 +128,7 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
 
         Raises NotImplementedError or TypeError, by name, for what is not followed, and the errors of nnzoo.load.
         """
-        _check_followed(
-            refactor_factored_attn_matrices, n_devices, checkpoint_index, checkpoint_value, checkpoint_label
-        )
+        _check_followed(n_devices, checkpoint_index, checkpoint_value, checkpoint_label)
         dtype = from_pretrained_kwargs.pop("torch_dtype", None) or dtype
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         if hf_model is None:
@@ -138,7 +137,7 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
             native = load_in_memory(hf_model, dtype)
         native = cut(native, first_n_layers, n_ctx)
         steps = {"fold_ln": fold_ln, "center_unembed": center_unembed, "fold_value_biases": fold_value_biases}
-        native = _processed(native, center_writing_weights=center_writing_weights, **steps)
+        native = _processed(native, center_writing_weights, refactor_factored_attn_matrices, **steps)
         cfg = cfg_of(native.config, str(model_name), fold_ln=fold_ln, device=device, dtype=dtype)
         cfg.default_prepend_bos = True if default_prepend_bos is None else default_prepend_bos
         model = cls._of(native.to(cfg.device) if move_to_device else native, cfg)
@@ -194,7 +193,9 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
     def setup(self) -> None:
         """List the parts and hook points by name."""
         points: Any = self.native.hook_points
-        self.hook_dict = {n: p for n, p in points.items() if not FURTHER.fullmatch(n)}
+        asked = {"hook_tokens"} if self.cfg.use_hook_tokens else set()
+        self.hook_dict = {n: p for n, p in points.items() if n in asked or not FURTHER.fullmatch(n)}
+        vars(self).update({n: p for n, p in self.hook_dict.items() if "." not in n})  # model.hook_embed
         self.mod_dict = {**modules_of({n: vars(self)[n] for n in PARTS if n in vars(self)}), **points}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -224,7 +225,7 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
         None. With `stop_at_layer` comes back the stream [batch pos d_model] as it enters that block.
         """
         if shortformer_pos_embed is not None:
-            raise NotImplementedError("no family of nnzoo has shortformer positions")
+            raise NotImplementedError("shortformer positions are the model's own, from whichever layer it starts")
         if start_at_layer is None:
             input, attention_mask = self.tokens_and_mask(input, prepend_bos, padding_side, attention_mask)
             tokens = None
@@ -266,41 +267,9 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
         """The hook points of a name, or of a pattern such as "blocks.*.hook_resid_pre". KeyError where none is."""
         return self.native.select(name)  # type: ignore[return-value]  # they are of that class since `_adopt`
 
-    def cached_points(self) -> list[LensPoint]:
-        """Those that TransformerLens has too, without what a flag of the config switches on."""
-        points = {**self.hook_dict, **self._flagged()}
-        off = {ending for ending, flag in FLAGS.items() if not getattr(self.cfg, flag)}
-        return [point for name, point in points.items() if name.rpartition(".")[2] not in off]
-
-    def _flagged(self) -> dict[str, Any]:
-        return {"hook_tokens": self.native.hook_points["hook_tokens"]} if self.cfg.use_hook_tokens else {}
-
     def every_point(self) -> Iterable[LensPoint]:
         """Every hook point of the model, nnzoo's own among them."""
         return self.native.hook_points.values()  # type: ignore[return-value]
-
-    # --- flags ---------------------------------------------------------------------------------------------------
-
-    def set_use_attn_result(self, use_attn_result: bool) -> None:
-        """Whether a cache without a filter has every head's `hook_result`; asked by name it is there anyway."""
-        self.cfg.use_attn_result = use_attn_result
-
-    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Whether a cache without a filter has `hook_q_input`, `hook_k_input` and `hook_v_input`."""
-        self.cfg.use_split_qkv_input = use_split_qkv_input
-
-    def set_use_attn_in(self, use_attn_in: bool) -> None:
-        """Whether a cache without a filter has `hook_attn_in`."""
-        self.cfg.use_attn_in = use_attn_in
-
-    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
-        """Whether a cache without a filter has `hook_mlp_in`."""
-        self.cfg.use_hook_mlp_in = use_hook_mlp_in
-
-    def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
-        """Refused where keys and values are grouped: their hook points have one head for each group."""
-        if ungroup_grouped_query_attention and self.cfg.n_key_value_heads is not None:
-            raise NotImplementedError("keys and values stay grouped: hook_k and hook_v are [batch pos kv_head d_head]")
 
     # --- the whole model -----------------------------------------------------------------------------------------
 
@@ -329,11 +298,27 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
         refactor_factored_attn_matrices: bool = False,
     ) -> None:
         """Process the weights of this model, values' biases always; hooks on it are gone."""
-        _check_followed(refactor_factored_attn_matrices)
         steps = {"fold_ln": fold_ln, "center_unembed": center_unembed, "fold_value_biases": True}
-        native = _processed(self.native, center_writing_weights=center_writing_weights, **steps)
-        if fold_ln and not str(self.cfg.normalization_type).endswith("Pre"):
-            self.cfg.normalization_type = f"{self.cfg.normalization_type}Pre"
+        self._process(center_writing_weights, refactor_factored_attn_matrices, **steps)
+
+    def load_and_process_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+    ) -> None:
+        """`load_state_dict`, then the processing of `from_pretrained`; hooks on the model are gone."""
+        self.load_state_dict(state_dict, strict=False)
+        steps = {"fold_ln": fold_ln, "center_unembed": center_unembed, "fold_value_biases": fold_value_biases}
+        self._process(center_writing_weights, refactor_factored_attn_matrices, **steps)
+
+    def _process(self, center_writing_weights: bool, refactor: bool, *, fold_ln: bool, **steps: bool) -> None:
+        native = _processed(self.native, center_writing_weights, refactor, fold_ln=fold_ln, **steps)
+        if fold_ln and self.cfg.normalization_type in ("LN", "RMS"):
+            self.cfg.normalization_type += "Pre"
         self._adopt(native)
 
     @property
@@ -350,16 +335,16 @@ class HookedTransformer(Weights, Generating, HookedRootModule):  # type: ignore[
         self.load_sample_training_dataset()
 
 
-def _processed(native: HookedModel, *, center_writing_weights: bool, **steps: bool) -> HookedModel:
-    center = center_writing_weights and isinstance(native, GPT2)  # an RMSNorm would notice the mean
-    if not center and not any(steps.values()):
-        return untie(native)
-    return process_weights(native, center_writing_weights=center, **steps)
-
-
-def _check_followed(refactor: bool = False, n_devices: int = 1, *checkpoints: int | None) -> None:
+def _processed(native: HookedModel, center_writing_weights: bool, refactor: bool, **steps: bool) -> HookedModel:
+    center = center_writing_weights and isinstance(native.ln_final, LayerNorm)  # an RMSNorm would notice the mean
+    if center or any(steps.values()):
+        native = process_weights(native, center_writing_weights=center, **steps)
     if refactor:
-        raise NotImplementedError("refactor_factored_attn_matrices is not implemented; QK and OV are FactoredMatrix")
+        refactor_factored_attn_matrices(native)
+    return untie(native)
+
+
+def _check_followed(n_devices: int, *checkpoints: int | None) -> None:
     if n_devices != 1:
         raise NotImplementedError(f"n_devices={n_devices}: a model is on one device")
     if any(checkpoint is not None for checkpoint in checkpoints):

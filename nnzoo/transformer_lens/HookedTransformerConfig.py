@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "solu", "solu_ln")
+from nnzoo.architectures.toy import TOY_ACTIVATIONS
 
 
 @dataclass(repr=False)
@@ -130,8 +130,8 @@ class HookedTransformerConfig:
     def _check(self) -> None:
         if self.use_local_attn and (self.window_size is None or self.attn_types is None):
             raise ValueError("use_local_attn needs window_size and attn_types")
-        if not self.attn_only and self.act_fn not in ACTIVATIONS:
-            raise ValueError(f"act_fn={self.act_fn!r} is none of {', '.join(ACTIVATIONS)}")
+        if not self.attn_only and self.act_fn not in TOY_ACTIVATIONS:
+            raise ValueError(f"act_fn={self.act_fn!r} is none of {', '.join(TOY_ACTIVATIONS)}")
         if not isinstance(self.default_prepend_bos, bool):
             raise ValueError(f"default_prepend_bos is True or False, not {self.default_prepend_bos!r}")
 

@@ -12,12 +12,14 @@ Names, defaults and values are those of TransformerLens 3.9; the models, hook po
 from typing import Any
 
 from nnzoo.transformer_lens import (
+    components,
     evals,
     head_detector,
     hook_points,
     loading_from_pretrained,
     past_key_value_caching,
     patching,
+    train,
     utilities,
     utils,
 )
@@ -53,6 +55,7 @@ __all__ = [
     "SVDInterpreter",
     "TransformerLensKeyValueCache",
     "TransformerLensKeyValueCacheEntry",
+    "components",
     "evals",
     "head_detector",
     "hook_points",
@@ -60,6 +63,7 @@ __all__ = [
     "loading_from_pretrained",
     "past_key_value_caching",
     "patching",
+    "train",
     "utilities",
     "utils",
 ]
@@ -70,8 +74,6 @@ REFUSED = {
     "HookedAudioEncoder": "nnzoo has no audio models",
     "BertNextSentencePrediction": "nnzoo has no BERT",
     "TransformerBridge": "it is TransformerLens 3's other class; nnzoo.LanguageModel goes by Hugging Face's paths",
-    "components": "the parts of a model are model.embed, model.blocks[0].attn, ...; a layer of your own is a nn.Module",
-    "train": "a HookedTransformer trains as any nn.Module: loss = model(tokens, return_type='loss'); loss.backward()",
 }
 
 

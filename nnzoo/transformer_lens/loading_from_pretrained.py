@@ -13,11 +13,10 @@ from nnzoo import arguments
 from nnzoo.architectures.gpt2 import GPT2Config
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.llama import LlamaConfig
-from nnzoo.architectures.mistral import MistralConfig
-from nnzoo.architectures.rotary import Rope
 from nnzoo.transformer_lens.HookedTransformerConfig import HookedTransformerConfig
-from nnzoo.weights.checkpoint import Checkpoint, open_checkpoint
-from nnzoo.weights.config import Config, build, family_of
+from nnzoo.weights.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
+from nnzoo.weights.config import Config, family_of
+from nnzoo.weights.hub import resolve
 
 ALIASES = {
     "gpt2": ["gpt2-small"],
@@ -45,18 +44,6 @@ ALIASES = {
     "mistralai/Mistral-Nemo-Base-2407": ["mistral-nemo-base-2407"],
 }
 OFFICIAL = {alias.lower(): name for name, aliases in ALIASES.items() for alias in aliases}
-# fields of a config that name what no family has, with the values that do not ask for it
-UNKNOWN: dict[str, tuple] = {
-    "attn_only": (False,), "num_experts": (None,), "use_qk_norm": (False,), "clip_qkv": (None,),
-    "use_logn_attn": (False,), "use_dynamic_ntk_rope": (False,), "ungroup_grouped_query_attention": (False,),
-    "attention_dir": ("causal",), "parallel_attn_mlp": (False,), "post_embedding_ln": (False,),
-    "rotary_base_local": (None,), "rotary_scaling_factor": (1.0,), "rotary_adjacent_pairs": (False,),
-    "load_in_4bit": (False,), "quantization_method": (None,), "n_devices": (1,),
-    "relative_attention_max_distance": (None,), "relative_attention_num_buckets": (None,),
-    "use_normalization_before_and_after": (False,), "attn_scores_soft_cap": (-1.0, None),
-    "output_logits_soft_cap": (-1.0, None), "use_NTK_by_parts_rope": (False,), "use_yarn_rope": (False,),
-    "use_attention_sinks": (False,), "init_mode": ("gpt2",),
-}  # fmt: skip
 
 
 def get_official_model_name(model_name: str) -> str:
@@ -87,6 +74,11 @@ def open_pretrained(model_name: str | Path, kwargs: Mapping[str, Any]) -> Checkp
     """A checkpoint of an alias, an id of the Hub or a folder."""
     known = Path(model_name).expanduser().is_dir()
     return open_checkpoint(model_name if known else get_official_model_name(str(model_name)), **access_of(kwargs))
+
+
+def load_named_tokenizer(name: str) -> Any:
+    """The tokenizer of an alias, an id of the Hub or a folder; no weights are downloaded."""
+    return load_tokenizer(resolve(get_official_model_name(name), weights=False))
 
 
 def access_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,70 +146,6 @@ def _llama(config: LlamaConfig) -> dict[str, Any]:
         "window_size": window,
         "attn_types": None if window is None else ["local"] * config.n_layers,
     }
-
-
-def build_native(cfg: HookedTransformerConfig) -> HookedModel:
-    """A model of a config, with new weights. Raises NotImplementedError, by name, for what no family has."""
-    model = build(native_config_of(cfg))
-    if not cfg.gated_mlp:
-        model.unembed.bias = nn.Parameter(torch.zeros(cfg.d_vocab))
-    if cfg.init_weights:
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=cfg.initializer_range)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-    return model.to(dtype=cfg.dtype)
-
-
-EITHER_FAMILY: dict[str, tuple] = {
-    "act_fn": ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"),
-    "normalization_type": ("LN", "LNPre", "RMS", "RMSPre"),
-}
-GPT2_HAS: dict[str, tuple] = {
-    "positional_embedding_type": ("standard",),
-    "gated_mlp": (False,),
-    "n_key_value_heads": (None,),
-    "use_local_attn": (False,),
-    "final_rms": (False,),
-}
-LLAMA_HAS: dict[str, tuple] = {
-    "positional_embedding_type": ("rotary",),
-    "gated_mlp": (True,),
-    "use_attn_scale": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-}
-
-
-def native_config_of(cfg: HookedTransformerConfig) -> Config:
-    """The config of the family that a HookedTransformerConfig describes; NotImplementedError, by name, if none does."""
-    if cfg.d_vocab == -1:
-        raise ValueError("d_vocab is not said, and there is no tokenizer that says it")
-    scales = {"attn_scale": (cfg.d_head**0.5,)} if cfg.use_attn_scale else {}
-    _require(cfg, "nnzoo's families", {**UNKNOWN, **EITHER_FAMILY, **scales, "d_vocab_out": (cfg.d_vocab,)})
-    sizes = {n: getattr(cfg, n) for n in ("d_model", "n_layers", "n_ctx", "n_heads", "d_mlp", "d_vocab", "eps")}
-    shared = {**sizes, "activation": cfg.act_fn, "tied": False}
-    if cfg.normalization_type in ("LN", "LNPre"):
-        _require(cfg, "a model with LayerNorm (GPT-2)", {**GPT2_HAS, "d_head": (cfg.d_model // cfg.n_heads,)})
-        scaling: dict[str, Any] = {"scale_scores": cfg.use_attn_scale}
-        return GPT2Config(**shared, **scaling, scale_by_layer=cfg.scale_attn_by_inverse_layer_idx)
-    _require(cfg, "a model with RMSNorm (LLaMA, Mistral)", {**LLAMA_HAS, "rotary_dim": (cfg.d_head,)})
-    heads = {"d_head": cfg.d_head, "n_kv_heads": cfg.n_key_value_heads or cfg.n_heads}
-    own = {**shared, **heads, "rope": Rope(theta=float(cfg.rotary_base)), "attn_bias": True, "mlp_bias": False}
-    if not cfg.use_local_attn:
-        return LlamaConfig(**own)
-    _require(cfg, "a model with local attention (Mistral)", {"attn_types": (["local"] * cfg.n_layers,)})
-    return MistralConfig(**own, window=cfg.window_size)
-
-
-def _require(cfg: HookedTransformerConfig, which: str, wanted: Mapping[str, tuple]) -> None:
-    for name, allowed in wanted.items():
-        if getattr(cfg, name) not in allowed:
-            can = " or ".join(map(repr, allowed))
-            raise NotImplementedError(
-                f"{name}={getattr(cfg, name)!r} is not implemented: {which} can have {can}. "
-                "A model with other equations is a HookedRootModule of your own"
-            )
 
 
 def cut(native: Any, first_n_layers: int | None, n_ctx: int | None) -> HookedModel:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.transformer_lens.FactoredMatrix import FactoredMatrix
 
-MATRICES = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
-MLP_MATRICES = ("W_in", "W_gate", "W_out", "b_in", "b_out")
+# in TransformerLens's order, in which new ones are drawn
+MATRICES = ("W_Q", "W_O", "b_Q", "b_O", "W_K", "W_V", "b_K", "b_V")
+MLP_MATRICES = ("W_in", "b_in", "W_out", "b_out", "W_gate")
 
 
 class Part:
@@ -24,6 +25,13 @@ class Part:
 
     A weight that is assigned is copied into the model: `part.W_O = value`, or `part.W_O[0] = value` in place.
     """
+
+    def __new__(cls, *made_of: Any) -> "Part":
+        if made_of and not isinstance(made_of[0], nn.Module):
+            raise TypeError(
+                f"{cls.__name__} is a part of a model: HookedTransformer(cfg) makes a model with all of them"
+            )
+        return super().__new__(cls)
 
     def __init__(self, native: nn.Module, cfg: Any) -> None:
         vars(self).update(native=native, cfg=cfg)
@@ -47,6 +55,10 @@ class Part:
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of this part."""
         return self.native.parameters()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights of this part by TransformerLens's names, as views of the model's own, detached."""
+        return {name.lstrip("."): value.detach() for name, value in weights_of({"": self}).items()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {self.native!r}"
@@ -73,27 +85,22 @@ class PosEmbed(Part):
 
 
 class Unembed(Part):
-    native: Any
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        return self.native.weight.t()
-
-    @property
-    def b_U(self) -> Float[Tensor, "d_vocab"]:
-        bias = self.native.bias
-        return self.native.weight.new_zeros(self.native.weight.shape[0]) if bias is None else bias
+    pass
 
 
 class LayerNorm(Part):
-    """A LayerNorm or RMSNorm; `w` and `b` are there unless they were folded into what reads it."""
+    """A LayerNorm or RMSNorm, or nothing; `w` and `b` are there unless they were folded into what reads it."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("w", "b"):
             return super().__getattr__(name)
-        if str(self.cfg.normalization_type).endswith("Pre"):
+        if not self.trained:
             raise AttributeError(f"this norm has no {name}: it was folded into the weights that read it (fold_ln)")
         return getattr(self.native, {"w": "weight", "b": "bias"}[name])
+
+    @property
+    def trained(self) -> bool:
+        return not str(self.cfg.normalization_type).endswith("Pre")
 
 
 class Attention(Part):
@@ -157,8 +164,19 @@ class Attention(Part):
         return weights if group == 1 else weights.repeat_interleave(group, dim=0)
 
 
+class ActivationNorm(LayerNorm):
+    """The norm behind an activation such as "solu_ln"."""
+
+    @property
+    def trained(self) -> bool:
+        return self.cfg.normalization_type == "LN"  # as there: without weights in a model with other norms, or none
+
+
 class MLP(Part):
-    pass
+    def __init__(self, native: Any, cfg: Any) -> None:
+        super().__init__(native, cfg)
+        if hasattr(native, "ln"):
+            vars(self).update(ln=ActivationNorm(native.ln, cfg))
 
 
 class TransformerBlock(Part):
@@ -166,8 +184,9 @@ class TransformerBlock(Part):
         super().__init__(native, cfg)
         attn = Attention(native.attn, cfg)
         vars(attn).update(root=root)
-        norms = {"ln1": LayerNorm(native.ln1, cfg), "ln2": LayerNorm(native.ln2, cfg)}
-        vars(self).update(norms, attn=attn, mlp=MLP(native.mlp, cfg), root=root)
+        vars(self).update(root=root, ln1=LayerNorm(native.ln1, cfg), attn=attn)
+        if root.has_mlps:
+            vars(self).update(ln2=LayerNorm(native.ln2, cfg), mlp=MLP(native.mlp, cfg))
 
     def __call__(
         self, resid_pre: Float[Tensor, "batch pos d_model"], attention_mask: Tensor | None = None
@@ -190,14 +209,13 @@ def parts_of(native: HookedModel, cfg: Any) -> dict[str, Any]:
 
 def modules_of(parts: dict[str, Any]) -> dict[str, Any]:
     """Every part by its dotted name: "blocks.0.attn"."""
-    found = {}
-    for name, part in parts.items():
-        if name != "blocks":
-            found[name] = part
-            continue
-        for i, block in enumerate(part):
-            found[f"blocks.{i}"] = block
-            found |= {f"blocks.{i}.{inner}": getattr(block, inner) for inner in ("ln1", "attn", "ln2", "mlp")}
+    found: dict[str, Any] = {}
+    for path, part in parts.items():
+        if isinstance(part, list):
+            found |= modules_of({f"{path}.{i}": block for i, block in enumerate(part)})
+        else:
+            inner = {f"{path}.{name}": one for name, one in vars(part).items() if isinstance(one, Part)}
+            found |= {path: part, **modules_of(inner)}
     return found
 
 
@@ -212,8 +230,7 @@ def weights_of(parts: dict[str, Any]) -> dict[str, Tensor]:
 
 def _names(part: Any) -> list[str]:
     if isinstance(part, LayerNorm):
-        folded = str(part.cfg.normalization_type).endswith("Pre")
-        return [] if folded else [name[0] for name, _ in part.native.named_parameters()]
+        return [name[0] for name, _ in part.native.named_parameters()] if part.trained else []
     if isinstance(part, Attention):
         grouped = part.cfg.n_key_value_heads is not None
         return [f"_{name}" if grouped and name[-1] in "KV" else name for name in MATRICES]

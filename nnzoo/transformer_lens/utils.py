@@ -10,10 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nnzoo.analysis.circuits import FactoredMatrix as Factors
-from nnzoo.architectures.activations import ACTIVATIONS
+from nnzoo.architectures.activations import ACTIVATIONS, gelu_fast, solu
 from nnzoo.architectures.names import get_act_name
 from nnzoo.transformer_lens.datasets import keep_single_column, tokenize_and_concatenate
 from nnzoo.transformer_lens.FactoredMatrix import FactoredMatrix
+from nnzoo.transformer_lens.initialization import (
+    calc_fan_in_and_fan_out,
+    init_kaiming_normal_,
+    init_kaiming_uniform_,
+    init_xavier_normal_,
+    init_xavier_uniform_,
+)
 from nnzoo.transformer_lens.prompting import show_answer as test_prompt
 from nnzoo.transformer_lens.refusals import Refused
 from nnzoo.transformer_lens.sampling import sample_logits
@@ -38,16 +45,6 @@ from nnzoo.transformer_lens.tensors import (
 
 USE_DEFAULT_VALUE = None
 gelu_new = gelu_pytorch_tanh = ACTIVATIONS["gelu_new"]
-
-
-def gelu_fast(input: Tensor) -> Tensor:
-    """The same approximation of GELU, with its constant rounded."""
-    return 0.5 * input * (1 + torch.tanh(input * 0.7978845608 * (1 + 0.044715 * input * input)))
-
-
-def solu(input: Tensor) -> Tensor:
-    """Each neuron by its softmax among the others (https://transformer-circuits.pub/2022/solu/index.html)."""
-    return input * input.softmax(dim=-1)
 
 
 def lm_cross_entropy_loss(
@@ -145,6 +142,8 @@ def is_library_available(name: str) -> bool:
 
 
 download_file_from_hf = Refused("download_file_from_hf", "huggingface_hub's hf_hub_download fetches a file")
+print_gpu_mem = Refused("print_gpu_mem", "torch.cuda.memory_summary() says how much a GPU holds")
+check_structure = Refused("check_structure", "torch.testing.assert_close compares tensors")
 get_dataset = Refused("get_dataset", "nnzoo downloads no data sets; Hugging Face's datasets does")
 clear_huggingface_cache = Refused("clear_huggingface_cache", "`hf cache` clears it")
 get_tokenizer_with_bos = Refused(
@@ -156,6 +155,8 @@ __all__ = [
     "LocallyOverridenDefaults",
     "Slice",
     "SliceInput",
+    "calc_fan_in_and_fan_out",
+    "check_structure",
     "clear_huggingface_cache",
     "composition_scores",
     "download_file_from_hf",
@@ -175,6 +176,10 @@ __all__ = [
     "get_offset_position_ids",
     "get_tokenizer_with_bos",
     "get_tokens_with_bos_removed",
+    "init_kaiming_normal_",
+    "init_kaiming_uniform_",
+    "init_xavier_normal_",
+    "init_xavier_uniform_",
     "is_library_available",
     "is_lower_triangular",
     "is_square",
@@ -183,6 +188,7 @@ __all__ = [
     "lm_cross_entropy_loss",
     "logits_to_df",
     "override_or_use_default_value",
+    "print_gpu_mem",
     "remove_batch_dim",
     "repeat_along_head_dimension",
     "sample_logits",

@@ -11,6 +11,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from nnzoo.analysis.circuits import composition_scores
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.transformer_lens.FactoredMatrix import FactoredMatrix
+from nnzoo.transformer_lens.initialization import INIT_MODES
 from nnzoo.transformer_lens.parts import modules_of, put, weights_of
 
 STACKED = "W_Q W_K W_V W_O W_in W_out b_Q b_K b_V b_O b_in b_out".split()  # with a layer axis
@@ -96,9 +97,29 @@ class Weights:
     def _parts(self) -> dict[str, Any]:
         return {n: vars(self)[n] for n in ("embed", "pos_embed", "blocks", "ln_final", "unembed") if n in vars(self)}
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """What is trained, as it is stored, by nnzoo's names; `state_dict` has TransformerLens's."""
-        return self.native.named_parameters(*args, **kwargs)
+    def named_parameters(self, prefix: str = "", *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is trained.
+
+        By TransformerLens's names in a model of a config, whose weights are stored in its shapes; by nnzoo's in one of
+        GPT-2, LLaMA or Mistral, which stores them as Hugging Face does.
+        """
+        weights = weights_of(self._parts)
+        if not all(isinstance(weight, nn.Parameter) for weight in weights.values()):
+            yield from self.native.named_parameters(prefix, *args, **kwargs)
+            return
+        for name, weight in weights.items():
+            yield f"{prefix}.{name}" if prefix else name, weight  # type: ignore[misc]
+
+    def init_weights(self) -> None:
+        """Draw all weights anew, as `cfg.init_mode` says, from `cfg.seed` if there is one; biases stay."""
+        if self.cfg.seed is not None:
+            torch.manual_seed(self.cfg.seed)
+        draw = INIT_MODES[self.cfg.init_mode](self.cfg.initializer_range)
+        for name, weight in weights_of(self._parts).items():
+            if "W_" in name:
+                new = torch.empty(weight.shape, dtype=weight.dtype)
+                draw(name, new)
+                put(name, weight, new)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Every weight by TransformerLens's name, as views of the model's own, detached.
