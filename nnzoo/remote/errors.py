@@ -9,6 +9,7 @@ from nnzoo.generation.refusals import OptionError
 from nnzoo.remote.protocol import ProtocolError
 from nnzoo.tracing.functions import GraphError
 from nnzoo.tracing.graph import Line
+from nnzoo.tracing.lines import add_note
 from nnzoo.tracing.recorder import TraceError
 
 
@@ -63,17 +64,23 @@ _CODES: dict[str, type[RemoteError]] = {
 
 
 def failure(fields: dict[str, Any]) -> Exception:
-    """The exception of an "error" message, which names the line that recorded the culprit."""
-    code, message = fields["code"], fields["message"]
-    if fields["line"] is not None:
-        line = Line(*fields["line"])
-        where = f"{line.file}:{line.number}"
-        message = message if where in message else f"{message} (recorded at {line})"
-    raised = _RAISED.get(fields["type"])
-    if code in _CODES or raised is None:
-        is_ours = code in _CODES or fields["type"] == RemoteError.__name__
-        return refusal(code, message if is_ours else f"{fields['type']}: {message}")
-    return raised(message)
+    """The exception of an "error" message, which names the line that recorded the culprit, as one that is raised here.
+
+    That is in a note (Python 3.11 and later), or in the message.
+    """
+    code, message, raised = fields["code"], fields["message"], _RAISED.get(fields["type"])
+    is_ours = code in _CODES or fields["type"] == RemoteError.__name__
+    if raised is None and not is_ours:
+        message = f"{fields['type']}: {message}"
+    line = None if fields["line"] is None else Line(*fields["line"])
+    is_said = line is None or f"{line.file}:{line.number}" in message
+    if raised is None or code in _CODES:
+        return refusal(code, message if is_said else f"{message} (recorded at {line})")
+    if is_said:
+        return raised(message)
+    error = raised(message if hasattr(Exception, "add_note") else f"{message} (recorded at {line})")
+    add_note(error, f"recorded at {line}")
+    return error
 
 
 def refusal(code: str, message: str) -> Exception:
