@@ -17,6 +17,7 @@ class Client(httpx2.Client):
     """Sends and fetches jobs with one key."""
 
     def __init__(self, url: str, key: str = "key") -> None:
+        self.key = key
         super().__init__(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
 
     def submit(self, request: bytes, wait: float | None = None, **headers: str) -> httpx2.Response:

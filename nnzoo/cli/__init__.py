@@ -288,6 +288,7 @@ def _serve(commands: _SubParsersAction) -> None:
     command.add_argument("--queued-jobs", type=_positive_integer, metavar="N", help="of one key at a time (200)")
     command.add_argument("--queued-bytes", type=_size, metavar="SIZE", help="of one key at a time (2G)")
     command.add_argument("--jobs-per-minute", type=_positive_integer, metavar="N", help="of one key (6000)")
+    command.add_argument("--open-requests", type=_positive_integer, metavar="N", help="of one key at a time (100)")
     command.add_argument("--keep-seconds", type=_positive_number, metavar="S", help="how long answers stay (3600)")
     command.add_argument("--keep-bytes", type=_size, metavar="SIZE", help="of all answers together (20G)")
     command.add_argument("--patience", type=_positive_number, metavar="S", help="with who stands still (20)")

@@ -40,6 +40,7 @@ class Settings:
     queued_jobs: int = 200  # of one key
     queued_bytes: int = 2 * GB  # of one key, uploads under way included
     jobs_per_minute: int = 6000  # of one key
+    open_requests: int = 100  # of one key at a time, those that wait for an answer or for events included
     keep_seconds: float = 3600.0  # answers
     keep_bytes: int = 20 * GB  # answers of everybody
 
