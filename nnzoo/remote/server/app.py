@@ -3,8 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from math import inf, nan
@@ -105,7 +104,7 @@ class Service:
         except BaseException:
             upload.let_go()
             raise
-        return await self._answer(job, wait) if wait else self._about(job, 202 if before is None else 200)
+        return await self._answer(request, job, wait) if wait else self._about(job, 202 if before is None else 200)
 
     def _queued(self, upload: Upload, owner: Owner, idempotency: str | None) -> Job:
         self._dispatcher.quotas.check(owner.digest)
@@ -170,13 +169,12 @@ class Service:
         yield _event("end", ENDED, self._dispatcher.about(row))
 
     async def result(self, request: Request, owner: Owner) -> Response:
-        return await self._answer(self._job(request, owner), _seconds(request))
+        return await self._answer(request, self._job(request, owner), _seconds(request))
 
-    async def _answer(self, job: Job | Row, wait: float) -> Response:
+    async def _answer(self, request: Request, job: Job | Row, wait: float) -> Response:
         """The answer, as soon as there is one; the status where there is none within the time that one would wait."""
         if isinstance(job, Job):
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(job.released.wait(), wait)
+            await _first([job.released.wait(), _gone(request)], wait)
             job = self._dispatcher.find(job.owner, job.id)
         if isinstance(job, Job):
             return self._about(job, 202)
@@ -206,6 +204,22 @@ class Service:
                 {"WWW-Authenticate": "Bearer"},
             )
         return owner
+
+
+async def _first(coming: Iterable[Coroutine[Any, Any, Any]], wait: float) -> None:
+    """Come back with the first of what comes, or after so many seconds."""
+    tasks = [asyncio.ensure_future(one) for one in coming]
+    try:
+        await asyncio.wait(tasks, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Comes back when nobody waits for the answer any more."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _named(job: Job | Row) -> dict[str, str]:

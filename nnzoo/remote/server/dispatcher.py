@@ -182,11 +182,25 @@ class Dispatcher:
 
     async def _take_answers(self, run: Run, seconds: float) -> None:
         """Give a worker its jobs, and end each with its answer; each answer has its time."""
-        requests = [await _read(self.store.request(job.id), job.size) for job in run.batch]
+        requests = await self._requests(run)
+        if not requests:
+            return self.workers.is_idle(run.worker)
         answers = aiter(run.worker.run(requests, run.report))
         while (got := await asyncio.wait_for(anext(answers, None), seconds)) is not None:
             number, answer = got
             await self._answer(run.batch[number], answer)
+
+    async def _requests(self, run: Run) -> list[bytes]:
+        """What its worker is given: without jobs that were cancelled while the others were read."""
+        read: dict[Job, bytes] = {}
+        for job in run.batch:
+            try:
+                read[job] = await _read(self.store.request(job.id), job.size)
+            except FileNotFoundError:
+                if not job.has_ended:
+                    raise
+        run.batch = [job for job in read if not job.has_ended]
+        return [read[job] for job in run.batch]
 
     def _settle(self, batch: list[Job], lost: WorkerLost) -> None:
         """Note what becomes of the jobs whose worker ended: now, or as soon as that can be written down."""

@@ -1,4 +1,4 @@
-"""How long the jobs of a key wait when some of them ended their workers: a new one takes its time, which others need."""
+"""How long the jobs of a key wait when some of them ended their workers: others need what is left meanwhile."""
 
 import time
 from collections import deque
