@@ -278,7 +278,7 @@ def _serve(commands: _SubParsersAction) -> None:
         "nnzoo serve nnzoo/tiny-gpt2 --host 0.0.0.0 --keys keys.txt",
     )
     command.add_argument("models", nargs="+", metavar="[NAME=]MODEL", help=f"{MODEL}; NAME is what clients call it")
-    command.add_argument("--host", metavar="ADDRESS", help="where to listen (127.0.0.1: this machine alone)")
+    command.add_argument("--host", metavar="ADDRESS", help="where to listen (127.0.0.1); unix:/PATH is a socket")
     command.add_argument("--port", type=_port, metavar="N", help="the port; 0 is any that is free (8000)")
     command.add_argument("--keys", metavar="FILE", help="the keys that are taken; `nnzoo keys` makes them")
     command.add_argument("--data", metavar="FOLDER", help="where jobs are kept (~/.local/state/nnzoo/jobs)")
