@@ -1,6 +1,7 @@
 # make demo and make test do everything on a machine that has Python >= 3.10 and make, and nothing else.
 #   make demo    a trained transformer, opened up
 #   make test    the tests
+#   make test-remote those of tracing, each of them through the wire of remote execution
 #   make test-ray those of a server on a Ray cluster, for which it installs ray (240 MB), and nothing else does
 #   make check   formatting, lint and types, then the tests
 #   make bench   speed, next to transformers
@@ -14,13 +15,18 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
 
-.PHONY: docs mutants demo test test-ray formatting lint types check bench format clean
+.PHONY: docs mutants demo test test-remote test-ray formatting lint types check bench format clean
 
 demo: $(INSTALLED)
 	$(BIN)/nnzoo demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+TRACED := tracing* contexts* generation* envoy_* streaming prompt* reference_runs nnsight_programs analysis_changing
+
+test-remote: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --remote $(wildcard $(TRACED:%=tests/test_%.py))
 
 test-ray: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,ray]'

@@ -34,8 +34,32 @@ def seeded() -> Iterator[None]:
     assert left_on, "this test left autograd switched off for those after it"
 
 
+# --- through the wire of remote execution ----------------------------------------------------------------------------
+
+# Tests of tracing that are run twice, the second time through the wire; `make test-remote` has every one there.
+ALSO_REMOTE = set(
+    """
+    test_analysis_changing test_contexts test_contexts_cache test_contexts_edit test_generation_options test_tracing
+    test_tracing_cost test_tracing_custom test_tracing_edits test_tracing_errors test_tracing_functions
+    test_tracing_generation test_tracing_gradients test_tracing_shortcuts test_tracing_stop test_tracing_training
+    test_tracing_turns
+    """.split()
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--remote", action="store_true", help="run traces through the wire of remote execution")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "local(why): by its nature it fails through the wire, where it has to fail")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    again = metafunc.module.__name__ in ALSO_REMOTE and not list(metafunc.definition.iter_markers("local"))
+    if again and not metafunc.config.getoption("--remote"):
+        both = [pytest.param(False, id=pytest.HIDDEN_PARAM), pytest.param(True, id="remote")]
+        metafunc.parametrize("maybe_remote", both, indirect=True)
 
 
 @pytest.fixture
@@ -49,6 +73,10 @@ def through_the_wire() -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def maybe_remote(request: pytest.FixtureRequest) -> None:
-    """With `--remote`, every test is one through the wire."""
-    if request.config.getoption("--remote"):
-        request.getfixturevalue("through_the_wire")
+    """With `--remote`, or as the second of two runs, a test is one through the wire."""
+    if not request.config.getoption("--remote") and not getattr(request, "param", False):
+        return
+    request.getfixturevalue("through_the_wire")
+    for mark in request.node.iter_markers("local"):
+        (why,) = mark.args
+        request.applymarker(pytest.mark.xfail(reason=why, strict=True))

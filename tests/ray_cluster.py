@@ -59,6 +59,10 @@ class RayCluster:
         """End the node that is not the head, as a machine ends that loses its power."""
         self._ask("kill")
 
+    def behead(self) -> None:
+        """End the process that holds the cluster together."""
+        self._ask("behead")
+
     def add_node(self, gpus: int = 0) -> None:
         """Add one like the others, and so many GPUs that Ray believes in."""
         self._ask(f"add {gpus}")
@@ -95,6 +99,8 @@ def run() -> None:
             what, *gpus = line.split()
             if what == "kill":
                 cluster.remove_node(other, allow_graceful=False)
+            elif what == "behead":
+                cluster.head_node.kill_gcs_server(check_alive=False)
             else:
                 other = cluster.add_node(**node, num_gpus=int(gpus[0]))
             print(line.strip(), flush=True)

@@ -44,12 +44,9 @@ class Server:
         self._options = {"data": self.data, **({"keys": keys} if keys else {}), **options}
         self._models = list(models)
         self._port = 0
+        self.url: str
         self.process: subprocess.Popen[bytes]
         self._start(wait)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
 
     def restart(self, *, wait: bool = True) -> None:
         """Start again, at the same address and with the same folder; whoever was there is killed."""
@@ -83,11 +80,17 @@ class Server:
         said = len(self.log.read_text()) if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
-        self._port = int(
-            self._until(lambda: re.search(r" at http://127\.0\.0\.1:(\d+)", self.log.read_text()[said:]))[1]
-        )
+        self.url = self._until(lambda: re.search(r" at (http://\S+|unix:\S+)", self.log.read_text()[said:]))[1]
+        if self.url.startswith("http"):
+            self._port = int(self.url.rpartition(":")[2])
         if wait:
-            self._until(lambda: httpx2.get(f"{self.url}/health").status_code == 200)
+            self._until(self._is_well)
+
+    def _is_well(self) -> bool:
+        if self.url.startswith("http"):
+            return httpx2.get(f"{self.url}/health").status_code == 200
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=self.url.removeprefix("unix:"))) as client:
+            return client.get("http://localhost/health").status_code == 200
 
     def _until(self, look: Any) -> Any:
         for _ in range(STARTING * 50):

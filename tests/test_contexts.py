@@ -71,6 +71,7 @@ class TestSession:
         assert_close(logits, theirs.forward(SHORT, edits=edits).logits)
         assert torch.equal(ids, theirs.generate(SHORT, 2)[0]) and session is not None
 
+    @pytest.mark.local("in a remote session, values are there when it has ended")
     def test_edits_may_be_made_in_it(self, model: LanguageModel, theirs: Theirs) -> None:
         with model.session():
             with model.trace(SHORT):
@@ -82,6 +83,7 @@ class TestSession:
         shift = theirs.forward(SHORT, read=[theirs.block(1)])[theirs.block(1)][:, -1:]
         assert_close(logits, theirs.forward(LONG, edits={theirs.block(1): lambda h: h + shift}).logits)
 
+    @pytest.mark.local("that there is no server is said of local sessions")
     def test_what_cannot_be_is_refused(self, model: LanguageModel, theirs: Theirs) -> None:
         with pytest.raises(NoServer, match="remote=True needs a server"):
             model.session(remote=True)
@@ -111,6 +113,7 @@ class TestSession:
         edits = {theirs.block(0): lambda h: torch.cat([h[:, :-1], put[:, None]], 1)}
         assert_close(logits, theirs.forward(SHORT, edits=edits).logits)
 
+    @pytest.mark.local("that there is no server is said of local sessions")
     def test_one_without_a_model_is_alone(self, model: LanguageModel, theirs: Theirs) -> None:
         for inner in (nnzoo.session, model.session):
             with pytest.raises(TraceError, match=r"a session inside nnzoo\.session"), nnzoo.session(), inner():
@@ -121,6 +124,7 @@ class TestSession:
             nnzoo.session(remote=True)
         assert works(model, theirs)
 
+    @pytest.mark.local("after a remote session that failed, nothing is there")
     def test_an_error_in_it_ends_it(self, model: LanguageModel, theirs: Theirs) -> None:
         with pytest.raises(ZeroDivisionError), model.session():
             with model.trace(SHORT):
@@ -218,6 +222,7 @@ class TestWhatGoesWrong:
                 _ = kept + 1
         assert works(model, theirs)
 
+    @pytest.mark.local("a function of the user's is code, which is not sent")
     def test_during_the_run(self, model: LanguageModel, theirs: Theirs) -> None:
         def interrupted(x: Tensor) -> Tensor:
             if x.is_meta:

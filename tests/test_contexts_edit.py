@@ -154,6 +154,7 @@ class TestWhereItHolds:
             loss.backward()
             optimiser.step()
 
+    @pytest.mark.local("weights of the model get no gradients")
     def test_with_the_modes_of_its_lines(self, model: LanguageModel) -> None:
         weight = torch.ones(WIDTH, dtype=torch.float64, requires_grad=True)
         with model.edit(inplace=True):

@@ -115,6 +115,16 @@ def test_another_job_under_the_same_idempotency_key_is_a_conflict(client):
     assert (response.status_code, response.json()["error"]["code"]) == (409, "conflict")
 
 
+def test_jobs_that_are_cancelled_while_they_start_take_no_worker_with_them(client, stand_in):
+    before = stand_in.workers()
+    for _ in range(20):
+        ids = [client.queue(job("sleep", seconds=0.02, padding=300_000 * "x")) for _ in range(4)]
+        for id in ids:
+            client.delete(f"/jobs/{id}")
+    assert said(client.answer(client.queue(job(name="after")))) == "after"
+    assert stand_in.workers() == before
+
+
 # --- events ----------------------------------------------------------------------------------------------------------
 
 

@@ -173,7 +173,7 @@ def test_jobs_are_taken_together_as_far_as_they_may_be():
 
 
 def test_a_key_has_so_many_jobs_a_minute(clock):
-    quotas = Quotas(jobs=10, size=10, per_minute=2, clock=clock)
+    quotas = Quotas(jobs=10, size=10, per_minute=2, requests=10, clock=clock)
     for _ in range(2):
         quotas.check("me")
         quotas.sent("me")
@@ -186,7 +186,7 @@ def test_a_key_has_so_many_jobs_a_minute(clock):
 
 
 def test_a_key_has_so_many_bytes():
-    quotas = Quotas(jobs=10, size=100, per_minute=10)
+    quotas = Quotas(jobs=10, size=100, per_minute=10, requests=10)
     quotas.hold("me", 90)
     with pytest.raises(Refused, match="100 bytes together"):
         quotas.hold("me", 20)

@@ -1,4 +1,4 @@
-"""Programs of nnsight's users, and a part of the tests of tracing, through the wire. `pytest --remote` takes any there.
+"""Programs of nnsight's users through the wire, where conftest.py sends tests too; `pytest --remote` takes any there.
 
 What differs there by its nature: values that shared memory come back as tensors of their own, the model's weights get
 no gradients, a function that is not PyTorch's cannot be sent, and after a session that failed nothing is there.
@@ -16,11 +16,6 @@ import speaking
 from nnzoo import LanguageModel
 from programs import N_LAYERS, PROGRAMS, Program
 from test_nnsight_programs import assert_same
-from test_tracing_generation import TestEarlyEnds as TestEarlyEndsThroughTheWire
-from test_tracing_generation import end, model
-from test_tracing_invokes import test_each_prompt_has_the_values_that_it_has_alone as test_invokes_through_the_wire
-
-__all__ = ["TestEarlyEndsThroughTheWire", "end", "model", "test_invokes_through_the_wire"]
 
 for module in pkgutil.iter_modules(programs.__path__):
     importlib.import_module(f"programs.{module.name}")

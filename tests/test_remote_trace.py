@@ -228,7 +228,7 @@ def test_a_job_is_not_there_before_the_end(pair):
 def test_an_error_there_is_raised_here_with_the_line_that_recorded_it(pair):
     model = pair.there
     with pytest.raises(
-        torch.linalg.LinAlgError, match=r"singular.*recorded at .*test_remote_trace\.py:\d+, in test_an_error"
+        torch.linalg.LinAlgError, match=r"(?s)singular.*recorded at .*test_remote_trace\.py:\d+, in test_an_error"
     ):
         with model.trace(PROMPT, remote=True):
             hidden = model.blocks[0].output[0]

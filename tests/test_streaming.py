@@ -12,6 +12,8 @@ from nnzoo.tracing.recorder import TraceError
 
 TOKENS, N = prompt(1, 7), 5
 
+pytestmark = pytest.mark.local("a streamer hears each token when it is chosen, and a server's come together")
+
 
 class Heard(list):
     """A streamer of transformers' protocol: what it heard, and how many steps of the model had been made by then."""

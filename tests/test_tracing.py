@@ -56,6 +56,7 @@ class TestAfterTheBlock:
             corner = model.transformer.h[0].output[0][0, 0, :3].save()
         assert corner.untyped_storage().nbytes() == corner.nbytes
 
+    @pytest.mark.local("values that come back have memory of their own")
     def test_slices_of_a_value_that_is_kept_share_its_memory(self, model: LanguageModel) -> None:
         with model.trace(TOKENS):
             hidden = model.transformer.h[0].output[0]
@@ -129,6 +130,7 @@ class TestOperations:
             hidden = model.transformer.h[0].output[0]
             assert repr(hidden) == "LazyTensor(blocks.0.hook_resid_post, shape=[2, 9, 48], dtype=torch.float64)"
 
+    @pytest.mark.local("it is refused in the words of a graph that cannot be sent")
     def test_a_constant_that_changed_since_is_refused(self, model: LanguageModel) -> None:
         vector = torch.ones(48, dtype=torch.float64)
         with pytest.raises(RuntimeError, match="changed in place before the trace ran"), model.trace(TOKENS):

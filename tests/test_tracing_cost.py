@@ -60,6 +60,7 @@ class TestCost:
         assert len(calls) == 2  # of three layers
         assert torch.allclose(pattern.sum(-1), torch.ones(()).double()) and logits.isfinite().all()
 
+    @pytest.mark.local("it counts the tensors that are alive in a run here")
     def test_values_are_freed_as_soon_as_nothing_needs_them(self, model: LanguageModel) -> None:
         alive: list[int] = []
 

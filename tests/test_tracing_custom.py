@@ -128,7 +128,10 @@ def _expected(apply: Callable[[Tensor], Tensor], plain: Tensor) -> tuple[Tensor,
     return y.detach(), x.grad, weight
 
 
-@pytest.mark.parametrize("name", APPLIED)
+OWN_CODE = pytest.mark.local("an autograd.Function of the user's is code, which is not sent")
+
+
+@pytest.mark.parametrize("name", [one if one == "checkpoint" else pytest.param(one, marks=OWN_CODE) for one in APPLIED])
 class TestTheirOwnBackward:
     def test_a_backward_goes_through_it(self, model: LanguageModel, plain: Tensor, name: str) -> None:
         value, gradient, of_weight = _expected(APPLIED[name], plain)
@@ -202,6 +205,7 @@ class TestWhatIsRefused:
             InPlace.apply(tracer.read(RESID))
 
 
+@OWN_CODE
 def test_nothing_is_held_on_to(model: LanguageModel) -> None:
     with model.trace(TOKENS) as tracer:
         y = Noisy.apply(tracer.read(RESID)).sum()
@@ -209,6 +213,7 @@ def test_nothing_is_held_on_to(model: LanguageModel) -> None:
     assert y.shape == ()
 
 
+@OWN_CODE
 def test_a_probe_in_a_loop_over_steps_has_its_function(model: LanguageModel) -> None:
     with model.generate(TOKENS[:1], max_new_tokens=3, do_sample=False) as tracer:
         with tracer.iter[:]:

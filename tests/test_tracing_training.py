@@ -119,6 +119,7 @@ def test_an_error_of_a_neighbour_comes_when_it_is_asked_for(model: LanguageModel
     assert raised.type is torch.linalg.LinAlgError
 
 
+@pytest.mark.local("weights of the model get no gradients")
 @ids([("gpt2", "default"), ("llama", "default")])
 def test_parameters_have_the_gradients_of_transformers(family: str, setting: str) -> None:
     model, plain = LanguageModel(folder(family, setting)), theirs(family, setting)

@@ -183,6 +183,7 @@ def test_generations_take_turns_in_the_middle_of_their_steps(family: str, settin
 class TestLooks:
     """What a look has computed is not computed again."""
 
+    @pytest.mark.local("it counts the blocks that are computed, and each look is a request of its own")
     def test_looks_at_several_prompts_by_turns_compute_each_block_once(self) -> None:
         model = traced("gpt2", "default")
         with counted(model) as calls, model.trace() as tracer:
@@ -199,6 +200,7 @@ class TestLooks:
                 assert ours[k].norm().item() > 0
         assert calls == {0: 2, 1: 2, 2: 2}
 
+    @pytest.mark.local("it counts the blocks that are computed, and each look is a request of its own")
     def test_a_value_put_where_the_look_stopped_is_gone_on_with(self) -> None:
         model = traced("gpt2", "default")
         with counted(model) as calls, model.trace(A):

@@ -278,7 +278,7 @@ def _serve(commands: _SubParsersAction) -> None:
         "nnzoo serve nnzoo/tiny-gpt2 --host 0.0.0.0 --keys keys.txt",
     )
     command.add_argument("models", nargs="+", metavar="[NAME=]MODEL", help=f"{MODEL}; NAME is what clients call it")
-    command.add_argument("--host", metavar="ADDRESS", help="where to listen (127.0.0.1: this machine alone)")
+    command.add_argument("--host", metavar="ADDRESS", help="where to listen (127.0.0.1); unix:/PATH is a socket")
     command.add_argument("--port", type=_port, metavar="N", help="the port; 0 is any that is free (8000)")
     command.add_argument("--keys", metavar="FILE", help="the keys that are taken; `nnzoo keys` makes them")
     command.add_argument("--data", metavar="FOLDER", help="where jobs are kept (~/.local/state/nnzoo/jobs)")
@@ -288,6 +288,7 @@ def _serve(commands: _SubParsersAction) -> None:
     command.add_argument("--queued-jobs", type=_positive_integer, metavar="N", help="of one key at a time (200)")
     command.add_argument("--queued-bytes", type=_size, metavar="SIZE", help="of one key at a time (2G)")
     command.add_argument("--jobs-per-minute", type=_positive_integer, metavar="N", help="of one key (6000)")
+    command.add_argument("--open-requests", type=_positive_integer, metavar="N", help="of one key at a time (100)")
     command.add_argument("--keep-seconds", type=_positive_number, metavar="S", help="how long answers stay (3600)")
     command.add_argument("--keep-bytes", type=_size, metavar="SIZE", help="of all answers together (20G)")
     command.add_argument("--patience", type=_positive_number, metavar="S", help="with who stands still (20)")

@@ -96,7 +96,9 @@ class _Remote(torch.autograd.Function):
     def forward(ctx: Any, later: _Later, values: list[Tensor], *given: Tensor) -> tuple[Tensor, ...]:
         ctx.later = later
         ctx.set_materialize_grads(False)
-        return tuple(values)
+        return tuple(
+            one.detach() for one in values
+        )  # a tensor each: detached values that are the same stay without graph
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -2,9 +2,11 @@
 
 import os
 import random
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -24,10 +26,12 @@ from nnzoo.remote.protocol import MEDIA_TYPE
 if TYPE_CHECKING:
     import httpx2
 
-ATTEMPTS = 7
+ATTEMPTS = 7  # to reach a server that has not answered yet
+ATTEMPTS_LATER = 12  # one that has: a minute or so, in which it may be started again
 LONGEST_PAUSE = 15.0  # seconds between two attempts, unless the server asks for more
 WAIT = 20.0  # seconds that the server may let a request for a result wait
 _AGAIN = {429, 502, 503, 504}
+_HERE = ("localhost", "127.0.0.1", "[::1]")  # where no proxy leads, whatever the environment says
 _EXCEPTIONS = {401: Unauthorized, 403: Unauthorized, 410: JobGone, 413: LimitExceeded}
 
 
@@ -50,7 +54,7 @@ def connect(host: str | None = None) -> "Client":
 
 
 class Client:
-    """Talks to one server. `transport` is httpx2's, where it is not the network.
+    """Talks to one server, at http://, https:// or unix:/path. `transport` is httpx2's, where it is not the network.
 
     Connection errors, and answers that say "later", are tried again, with growing pauses of random length. A job is
     submitted under a key of its own, by which the server knows it again.
@@ -66,13 +70,21 @@ class Client:
     ) -> None:
         import httpx2
 
-        if not host.startswith(("http://", "https://")):
-            raise ValueError(f"a server's address begins with http:// or https://, and {host!r:.80} does not")
+        if not host.startswith(("http://", "https://", "unix:/")):
+            raise ValueError(f"a server's address begins with http://, https:// or unix:/, and {host!r:.80} does not")
         self.host = host.rstrip("/")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx2.Timeout(timeout, connect=10)
+        url = self.host
+        if host.startswith("unix:"):
+            url, transport = "http://localhost", httpx2.HTTPTransport(uds=host.removeprefix("unix:"))
         self._names: dict[str, str] = {}
-        self._http = httpx2.Client(base_url=self.host, headers=headers, timeout=limits, transport=transport)
+        self._has_answered = False
+        self._http = httpx2.Client(
+            base_url=url,
+            headers={"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})},
+            timeout=httpx2.Timeout(timeout, connect=10),
+            transport=transport,
+            mounts={f"all://{name}": None for name in _HERE},
+        )
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -82,7 +94,7 @@ class Client:
 
     def models(self) -> list[dict[str, Any]]:
         """What the server serves."""
-        return self._call("GET", "/models").json()
+        return self._told("GET", "/models")
 
     def name_of(self, model: str) -> str:
         """What the server calls a model: a folder here that it does not list goes by the folder's own name there."""
@@ -93,7 +105,7 @@ class Client:
 
     def version(self) -> dict[str, Any]:
         """The versions of the server and of its protocol."""
-        return self._call("GET", "/version").json()
+        return self._told("GET", "/version")
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
@@ -108,15 +120,15 @@ class Client:
             answer = self._call("POST", "/jobs", params={"wait": f"{wait:g}"} if wait else {}, **how)
         except KeyboardInterrupt:  # what its name is, the server says when it is sent again
             with suppress(Exception):
-                self.cancel(self._call("POST", "/jobs", **how).json()["id"])
+                self.cancel(self._told("POST", "/jobs", **how)["id"])
             raise
         if answer.headers.get("Content-Type") == MEDIA_TYPE:
             return {"id": answer.headers["Location"].rpartition("/")[2]}, answer.content
-        return answer.json(), None
+        return _read(answer), None
 
     def status(self, job: str) -> dict[str, Any]:
         """How a job stands."""
-        return self._call("GET", f"/jobs/{job}").json()
+        return self._told("GET", f"/jobs/{job}")
 
     def result(self, job: str, wait: int | float = WAIT) -> bytes | None:
         """The message of a job that has ended; None where it did not within the wait, in seconds."""
@@ -148,34 +160,47 @@ class Client:
                 pause = _asked_pause(answer.headers)
             except httpx2.TransportError as error:
                 pause, failed = None, error
-                if failures + 1 >= ATTEMPTS:
+                if failures + 1 >= self._attempts:
                     raise self._no_answer(failed) from error
             failures += 1
-            if failures >= ATTEMPTS:
+            if failures >= self._attempts:
                 raise RemoteError(f"{self.host} ends the events of job {job} before the job has ended")
             _sleep(failures, pause)
 
     # --- one request ---------------------------------------------------------------------------------------------
 
+    @property
+    def _attempts(self) -> int:
+        return ATTEMPTS_LATER if self._has_answered else ATTEMPTS
+
+    def _told(self, method: str, path: str, **how: Any) -> Any:
+        return _read(self._call(method, path, **how))
+
     def _call(self, method: str, path: str, **how: Any) -> "httpx2.Response":
         import httpx2
 
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in count(1):
             try:
                 answer = self._http.request(method, path, **how)
             except (httpx2.TransportError, httpx2.ProtocolError) as error:
-                if attempt == ATTEMPTS or isinstance(error, httpx2.UnsupportedProtocol):
+                if attempt >= self._attempts or _is_final(error):
                     raise self._no_answer(error) from error
                 _sleep(attempt, None)
                 continue
-            if answer.status_code not in _AGAIN or attempt == ATTEMPTS:
+            if answer.status_code not in _AGAIN or attempt >= self._attempts:
                 _check(answer)
+                self._has_answered = True
                 return answer
             _sleep(attempt, _asked_pause(answer.headers))
-        raise AssertionError("the last attempt gives an answer or an error")
+        raise AssertionError("counting ends nowhere")
 
     def _no_answer(self, error: Exception) -> NoServer:
         why = str(error) or type(error).__name__
+        if _is_distrusted(error):
+            return NoServer(
+                f"{self.host} has a certificate that nobody here vouches for ({why}); SSL_CERT_FILE in the environment "
+                "names a file with those of your own authorities"
+            )
         return NoServer(
             f"{self.host} does not answer ({why}); does a server run there (`nnzoo serve MODEL`), and is "
             "CONFIG.API.HOST its address?"
@@ -184,7 +209,32 @@ class Client:
 
 def _sleep(attempt: int, asked: float | None) -> None:
     longest = min(LONGEST_PAUSE, 0.1 * 2**attempt)
-    time.sleep((asked or 0.0) + random.uniform(0, longest))  # spread out: others were sent away at the same moment
+    spread = random.uniform(longest / 2, longest)  # others were sent away at the same moment
+    time.sleep((asked or 0.0) + spread)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again would end in the same."""
+    import httpx2
+
+    return isinstance(error, httpx2.UnsupportedProtocol) or _is_distrusted(error)
+
+
+def _is_distrusted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _read(answer: "httpx2.Response") -> Any:
+    """What an answer says. Raises RemoteError for one that is of somebody else, as the page of a network's login."""
+    try:
+        return answer.json()
+    except ValueError as error:
+        raise RemoteError(
+            f"{answer.request.url.host} answers with {answer.headers.get('Content-Type')!r:.60}, as no server of nnzoo "
+            f"does: {answer.text:.100}"
+        ) from error
 
 
 def _asked_pause(headers: Mapping[str, str]) -> float | None:
@@ -202,6 +252,10 @@ def _check(answer: "httpx2.Response") -> None:
     answer.read()
     code, message = _said(answer)
     status = answer.status_code
+    if answer.has_redirect_location:  # a key is sent to nobody else
+        message = (
+            f"{answer.request.url} is now at {answer.headers['Location']:.200}: set CONFIG.API.HOST to that server"
+        )
     if status in (401, 403):
         message += '; a key is set by CONFIG.set_default_api_key("...") or by NDIF_API_KEY in the environment'
     if status == 404:

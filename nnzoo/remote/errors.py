@@ -63,16 +63,14 @@ _CODES: dict[str, type[RemoteError]] = {
 
 
 def failure(fields: dict[str, Any]) -> Exception:
-    """The exception of an "error" message, which names the line that recorded the culprit."""
-    code, message = fields["code"], fields["message"]
+    """The exception of an "error" message as one that is raised here; `.line` is that which recorded the culprit."""
+    code, message, raised = fields["code"], fields["message"], _RAISED.get(fields["type"])
     line = None if fields["line"] is None else Line(*fields["line"])
-    if line is not None:
-        where = f"{line.file}:{line.number}"
-        message = message if where in message else f"{message} (recorded at {line})"
-    raised = _RAISED.get(fields["type"])
     if code in _CODES or raised is None:
         is_ours = code in _CODES or fields["type"] == RemoteError.__name__
-        return refusal(code, message if is_ours else f"{fields['type']}: {message}")
+        message = message if is_ours else f"{fields['type']}: {message}"
+        is_said = line is None or f"{line.file}:{line.number}" in message
+        return refusal(code, message if is_said else f"{message} (recorded at {line})")
     error = raised(message)
     error.line = line  # type: ignore[attr-defined]  # where its traceback ends
     return error

@@ -9,12 +9,16 @@ from enum import Enum
 from threading import Lock
 from typing import Any, NamedTuple
 
-from nnzoo.remote.client import WAIT, Client
+from torch import Tensor
+
+from nnzoo.remote.client import WAIT, Client, connect
 from nnzoo.remote.errors import RemoteError, failure
 from nnzoo.remote.progress import Display
 from nnzoo.remote.protocol import Message, unpack
+from nnzoo.tracing.lines import add_note
 
 FIRST_WAIT = 0.5  # seconds: what is there by then needs no display, and no second request
+AWAITED = 2.0  # seconds: for no longer does a thread go on with a job that is awaited no more
 
 
 class Status(str, Enum):
@@ -42,25 +46,57 @@ class Event(NamedTuple):
     data: Any
 
 
+def pick_up(id: str, host: str | None = None) -> "Job":
+    """A job that was sent before, by this process or by another, at CONFIG.API.HOST or another host.
+
+    Its trace is not here: `result()` gives the values that were saved, in the order of the program, and `.grad` is
+    with those that have one. A job that is pickled is picked up so, with the key of the process that it comes to.
+    """
+    return Job(connect(host), id, _saved)
+
+
+def _saved(message: Message) -> list[Tensor]:
+    saved, grads = message.fields["saved"], message.fields["grads"]
+    for number, name in grads.items():
+        message.tensors[saved[number]].grad = message.tensors[name]
+    return [message.tensors[saved[number]] for number in sorted(saved, key=int)]
+
+
 class Job:
-    """One job, which is sent. `receive` makes of its result what `result()` gives; one may `wait` for it at once.
+    """One job. `receive` makes of its result what `result()` gives, and `failed` is told of an error instead.
 
     `id` is the server's name for it. `ahead` says how many jobs stood before it in the queue, `progress` how far it
     had come, and `logs` what the server said of it, when it was last heard of.
     """
 
-    def __init__(self, client: Client, request: bytes, receive: Callable[[Message], Any], wait: bool = False) -> None:
-        about, self._data = client.submit(request, FIRST_WAIT if wait else 0)
-        self.id: str = about["id"]
-        self.client = client
+    def __init__(
+        self,
+        client: Client,
+        id: str,
+        receive: Callable[[Message], Any],
+        failed: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self.id, self.client = id, client
         self.ahead: int | None = None
         self.progress: dict[str, Any] | None = None
         self.logs: list[str] = []
         self._status = Status.QUEUED
-        self._receive: Callable[[Message], Any] | None = receive
+        self._receive, self._failed = receive, failed
+        self._data: bytes | None = None  # its result, where it came with the answer to its sending
         self._lock = Lock()
         self._outcome: tuple[Any, Exception | None] | None = None
-        self._hear(about)
+
+    @classmethod
+    def send(cls, client: Client, request: bytes, *, wait: bool, **how: Any) -> "Job":
+        """A new job; where one waits for it anyway, a quick one's result comes at once."""
+        about, data = client.submit(request, FIRST_WAIT if wait else 0)
+        job = cls(client, about["id"], **how)
+        job._data = data
+        job._hear(about)
+        return job
+
+    def __reduce__(self) -> tuple:
+        return pick_up, (self.id, self.client.host)
 
     # --- how it stands -------------------------------------------------------------------------------------------
 
@@ -113,25 +149,41 @@ class Job:
 
     def _wait(self, end: int | float | None) -> None:
         with Display() as display:
-            wait = FIRST_WAIT if display.is_shown and end is None else WAIT
+            is_shown = display.is_shown and end is None
+            wait = FIRST_WAIT if is_shown else WAIT
             while self._outcome is None:
                 left = wait if end is None else min(wait, end - time.monotonic())
                 if left < 0:
                     raise TimeoutError(f"job {self.id} is not over yet ({self._status})")
-                data = self._data or self.client.result(self.id, left)
-                if data is not None:
-                    self._take(data)
-                elif display.is_shown and end is None:
+                self._ask(left)
+                if self._outcome is None and is_shown:
                     display.show(self._status, self.ahead, self.progress)
-                    for _ in self.events():
-                        display.show(self._status, self.ahead, self.progress)
+                    is_shown = self._watch(display)
+
+    def _ask(self, wait: int | float) -> None:
+        """Take the result, if it is there within so many seconds."""
+        data = self._data or self.client.result(self.id, wait)
+        if data is not None:
+            self._take(data)
+
+    def _watch(self, display: Display) -> bool:
+        """Show what happens until it is over; False where events do not come through, as by some proxies."""
+        try:
+            for _ in self.events():
+                display.show(self._status, self.ahead, self.progress)
+        except RemoteError:
+            return False
+        return True
 
     def _take(self, data: bytes) -> None:
         with self._lock:
             if self._outcome is not None:
                 return
-            self._outcome = self._opened(data)
-            self._data = self._receive = None  # which holds the trace
+            self._outcome = _, error = self._opened(data)
+            if error is not None:
+                self._failed(error)
+            self._data = None
+            del self._receive, self._failed  # which hold the trace
 
     def _opened(self, data: bytes) -> tuple[Any, Exception | None]:
         try:
@@ -139,11 +191,10 @@ class Job:
             if message.kind == "error":
                 raise failure(message.fields)
             self._status = Status.DONE
-            assert self._receive is not None, "a result is taken once"
             return self._receive(message), None
         except Exception as error:
-            if not isinstance(error, RemoteError) and hasattr(error, "add_note"):
-                error.add_note(f"in job {self.id} on {self.client.host}")
+            if not isinstance(error, RemoteError):
+                add_note(error, f"in job {self.id} on {self.client.host}")
             self._status = Status.CANCELLED if getattr(error, "code", "") == "cancelled" else Status.FAILED
             return None, error
 
@@ -153,14 +204,23 @@ class Job:
         Raises what went wrong there, as it would have here, and TimeoutError after so many seconds.
         """
         self.wait(timeout)
-        assert self._outcome is not None, "wait() comes back with it"
+        return self._given()
+
+    def _given(self) -> Any:
+        assert self._outcome is not None, "it was waited for"
         value, error = self._outcome
         if error is not None:
             raise error
         return value
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.to_thread(self.result).__await__()
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Any:
+        """In threads, each of which ends soon: one that is awaited no more keeps no program from ending."""
+        while self._outcome is None:
+            await asyncio.to_thread(self._ask, AWAITED)
+        return self._given()
 
     def cancel(self) -> None:
         """Take it out of the queue, or stop it. One that is over stays as it is."""

@@ -206,7 +206,9 @@ class _Values:
         self._limits, self._bytes = limits, 0
         self._known: dict[tuple, str] = {}
 
-    def name(self, value: Tensor) -> str:
+    def name(self, value: Any) -> str:
+        if not isinstance(value, Tensor):
+            raise GraphError("what is saved is a tensor, and a call that gives several is none: save its parts")
         key: tuple = (id(value),)
         if value.layout == torch.strided:
             key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.is_conj(), value.is_neg())

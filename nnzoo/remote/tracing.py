@@ -76,7 +76,7 @@ class RemoteExecution:
             self.decoders |= {invoke: Drawn(one) for invoke, one in request.drawn(message).items()}
             return request.values(message)
 
-        return self._submit(request, receive, wait=True).result()
+        return Job.send(self._client, request.data, wait=True, receive=receive).result()
 
     def _forget_what_changed(self, recorder: Recorder) -> None:
         fresh = recorder.nodes[self._upto :]
@@ -87,8 +87,10 @@ class RemoteExecution:
 
     # --- the end -------------------------------------------------------------------------------------------------
 
-    def send(self, roots: list[Node], fill: Callable[[dict[Node, Any]], Any]) -> Job:
-        """Send it all; what comes back goes to `fill`."""
+    def send(
+        self, roots: list[Node], fill: Callable[[dict[Node, Any]], Any], failed: Callable[[BaseException], None]
+    ) -> Job:
+        """Send it all; what comes back goes to `fill`, and an error to `failed`."""
         recorder = self._recorded().recorder
         request = self._request(roots, recorder.effects)
 
@@ -97,11 +99,12 @@ class RemoteExecution:
             request.add_gradients(message)
             return fill(differentiable(request, request.values(message), self._message))
 
-        self.job = self._submit(request, receive, wait=self._target.blocking)
+        wait = self._target.blocking
+        self.job = Job.send(self._client, request.data, wait=wait, receive=receive, failed=failed)
         return self.job
 
     def _message(self, data: bytes) -> Message:
-        return Job(self._client, data, lambda message: message, wait=True).result()
+        return Job.send(self._client, data, wait=True, receive=lambda message: message).result()
 
     def _request(self, roots: list[Node], effects: list[Node] | tuple = ()) -> Request:
         return request_of(self._recorded(), self._client.name_of, roots, effects)
@@ -112,9 +115,6 @@ class RemoteExecution:
         recorded = Graph.of(tracer)._recorded
         assert recorded is not None, "what was not read was recorded"
         return recorded
-
-    def _submit(self, request: Request, receive: Callable[[Message], Any], *, wait: bool) -> Job:
-        return Job(self._client, request.data, receive, wait)
 
 
 _ABSENT = object()
@@ -211,7 +211,7 @@ class RemoteTracer(Tracer):
     def send(self) -> None:
         """Send what was recorded, and unless the trace is not to wait, fill in what comes back."""
         recorder, blocking = self.recorder, self._target.blocking
-        lazies = [lazy for ref in recorder.alive if (lazy := ref()) is not None]
+        lazies = self._alive()
         for lazy in lazies:
             if lazy._node not in recorder.saved:
                 lazy._recorder = NotHere(_not_saved(lazy._node))
@@ -220,15 +220,30 @@ class RemoteTracer(Tracer):
         recorder.roots = sorted(asked, key=lambda node: node.index)
         if not asked and not recorder.effects:
             return
-        job = self._execution.send(recorder.roots, self._fill)
-        if blocking:
-            job.result()
-            return
-        recorder.awaited = f"{_NOT_HERE} {job.id}, whose result() waits for it, as `await` does"
-        for lazy in lazies:
-            if lazy._node in recorder.saved:
-                node = lazy._node
-                lazy._recorder = NotHere(f"the value of {node}, recorded at {node.line}, {recorder.awaited}")
+        try:
+            job = self._execution.send(recorder.roots, self._fill, self._failed)
+            if blocking:
+                job.result()
+            else:
+                self._await(f"{_NOT_HERE} {job.id}, whose result() waits for it, as `await` does")
+        except BaseException as error:
+            self._failed(error)
+            raise
+
+    def _await(self, why: str) -> None:
+        """Let those who ask for what was saved be told why it is not here."""
+        self.recorder.awaited = why
+        for lazy in self._alive():
+            if lazy._node in self.recorder.saved:
+                lazy._recorder = NotHere(f"the value of {lazy._node}, recorded at {lazy._node.line}, {why}")
+
+    def _alive(self) -> list[LazyTensor]:
+        return [lazy for ref in self.recorder.alive if (lazy := ref()) is not None]
+
+    def _failed(self, error: BaseException) -> None:
+        of_job = "" if self._execution.job is None else f" (job {self._execution.job.id})"
+        said = str(error) or type(error).__name__
+        self._await(f"was never computed: it belongs to a trace that ended with an error{of_job}: {said}")
 
     def _fill(self, values: dict[Node, Any]) -> list[Any]:
         """Turn what is held into its values, and give them in the order of the program."""

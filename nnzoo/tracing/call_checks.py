@@ -100,7 +100,14 @@ def _attention(args: tuple, kwargs: dict) -> None:
         raise GraphError(f"attention of query, key and value {said}: their shapes do not belong together")
 
 
+def _batch_norm(args: tuple, kwargs: dict) -> None:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+    if {**dict(zip(names, args, strict=False)), **kwargs}.get("training", False) is not False:
+        raise GraphError("batch_norm that trains changes its statistics, which stay where they are; .eval() uses them")
+
+
 _CHECKS: dict[str, Callable[[tuple, dict], None]] = {
+    "batch_norm": _batch_norm,
     "pad": _padding,
     "embedding": _embedding,
     "matrix_power": _power,

@@ -2,7 +2,7 @@
 
 A name is looked up in a list, never imported: whoever reads a graph runs nothing that does not stand here. Left out
 is what hands out memory that is nobody's or somebody else's (`empty`, `resize_`, `set_`, `as_strided`), what reads
-files or runs code, what edits an argument that is not its first (`batch_norm`), what turns a value in place (`t_`: its
+files or runs code, what edits an argument that is not its first, what turns a value in place (`t_`: its
 shape would be another than is known; a trace records the view instead) and what ends the process on some numbers
 (`lcm`). What does harm on some arguments only is in `call_checks.py`.
 """
@@ -71,7 +71,7 @@ _TORCH = """
     concat concatenate constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
     cosine_embedding_loss cosine_similarity cumulative_trapezoid dropout dstack einsum embedding
     feature_alpha_dropout feature_dropout frobenius_norm group_norm hinge_embedding_loss histogramdd hstack imag
-    isin kl_div layer_norm margin_ranking_loss meshgrid nuclear_norm pairwise_distance pdist pixel_shuffle
+    isin kl_div layer_norm margin_ranking_loss meshgrid normal nuclear_norm pairwise_distance pdist pixel_shuffle
     pixel_unshuffle poisson poisson_nll_loss polar real rms_norm row_stack rrelu rsub searchsorted selu stack
     std_mean tensordot threshold trapezoid trapz triplet_margin_loss unflatten unravel_index var_mean
     view_as_complex view_as_real vstack
@@ -100,7 +100,7 @@ _OPERATORS = """
     rmatmul rmod rmul ror rpow rrshift rshift rsub rtruediv rxor setitem sub truediv xor
 """  # torch.Tensor.__add__ and so on
 _FUNCTIONAL = """
-    alpha_dropout bilinear binary_cross_entropy binary_cross_entropy_with_logits celu channel_shuffle conv1d
+    alpha_dropout batch_norm bilinear binary_cross_entropy binary_cross_entropy_with_logits celu channel_shuffle conv1d
     conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cosine_embedding_loss cosine_similarity
     cross_entropy dropout dropout1d dropout2d dropout3d elu embedding feature_alpha_dropout gaussian_nll_loss gelu
     glu group_norm gumbel_softmax hardshrink hardtanh hinge_embedding_loss huber_loss kl_div l1_loss layer_norm

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from math import inf, nan
@@ -23,6 +22,7 @@ from nnzoo.remote.limits import LimitError
 from nnzoo.remote.protocol import MEDIA_TYPE, VERSION, ProtocolError, header_bytes, opening
 from nnzoo.remote.server.bodies import Upload
 from nnzoo.remote.server.dispatcher import SMALL, Dispatcher
+from nnzoo.remote.server.endpoints import OfOwner
 from nnzoo.remote.server.job import Job
 from nnzoo.remote.server.keys import Keys, Owner
 from nnzoo.remote.server.models import Served, names
@@ -44,16 +44,17 @@ class Service:
         self._names = names(dispatcher.settings.loaded)
 
     def app(self) -> Starlette:
+        quotas = self._dispatcher.quotas
         routes = [
             Route("/version", self.version),
             Route("/health", self.health),
             Route("/models", self.models),
             Route("/metrics", self.metrics),
-            Route("/jobs", self.submit, methods=["POST"]),
-            Route("/jobs/{id}", self.status),
-            Route("/jobs/{id}", self.cancel, methods=["DELETE"]),
-            Route("/jobs/{id}/events", self.events),
-            Route("/jobs/{id}/result", self.result),
+            Route("/jobs", OfOwner(self._owner, quotas, self.submit), methods=["POST"]),
+            Route("/jobs/{id}", OfOwner(self._owner, quotas, self.status), methods=["GET"]),
+            Route("/jobs/{id}", OfOwner(self._owner, quotas, self.cancel), methods=["DELETE"]),
+            Route("/jobs/{id}/events", OfOwner(self._owner, quotas, self.events), methods=["GET"]),
+            Route("/jobs/{id}/result", OfOwner(self._owner, quotas, self.result), methods=["GET"]),
         ]
         return Starlette(routes=routes, exception_handlers={Refused: _refused, HTTPException: _no_such_place})
 
@@ -82,9 +83,9 @@ class Service:
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
-    async def submit(self, request: Request) -> Response:
+    async def submit(self, request: Request, owner: Owner) -> Response:
         """A job, new or sent before under its idempotency key; its answer where it ends within `?wait=`."""
-        owner, wait = self._owner(request), _seconds(request)
+        wait = _seconds(request)
         if self._dispatcher.closing:
             raise Refused(503, "closing", "the server is about to stop, and takes no more jobs", {"Retry-After": "5"})
         media_type = request.headers.get("content-type", "").partition(";")[0].strip()
@@ -103,7 +104,7 @@ class Service:
         except BaseException:
             upload.let_go()
             raise
-        return await self._answer(job, wait) if wait else self._about(job, 202 if before is None else 200)
+        return await self._answer(request, job, wait) if wait else self._about(job, 202 if before is None else 200)
 
     def _queued(self, upload: Upload, owner: Owner, idempotency: str | None) -> Job:
         self._dispatcher.quotas.check(owner.digest)
@@ -139,11 +140,11 @@ class Service:
         upload.let_go()
         return self._dispatcher.find(row.owner, row.id)
 
-    async def status(self, request: Request) -> Response:
-        return self._about(self._job(request))
+    async def status(self, request: Request, owner: Owner) -> Response:
+        return self._about(self._job(request, owner))
 
-    async def cancel(self, request: Request) -> Response:
-        job = self._job(request)
+    async def cancel(self, request: Request, owner: Owner) -> Response:
+        job = self._job(request, owner)
         if isinstance(job, Job):
             self._dispatcher.cancel(job)
         else:
@@ -153,8 +154,8 @@ class Service:
     def _about(self, job: Job | Row, status: int = 200) -> Response:
         return JSONResponse(self._dispatcher.about(job), status, _named(job))
 
-    async def events(self, request: Request) -> Response:
-        job, last_seen = self._job(request), request.headers.get("last-event-id", "")
+    async def events(self, request: Request, owner: Owner) -> Response:
+        job, last_seen = self._job(request, owner), request.headers.get("last-event-id", "")
         if last_seen == ENDED:
             return Response(status_code=204)  # by which a browser knows not to come again
         events = self._events(job, last_seen) if isinstance(job, Job) else self._ended(job)
@@ -167,14 +168,13 @@ class Service:
     async def _ended(self, row: Row) -> AsyncIterator[ServerSentEvent]:
         yield _event("end", ENDED, self._dispatcher.about(row))
 
-    async def result(self, request: Request) -> Response:
-        return await self._answer(self._job(request), _seconds(request))
+    async def result(self, request: Request, owner: Owner) -> Response:
+        return await self._answer(request, self._job(request, owner), _seconds(request))
 
-    async def _answer(self, job: Job | Row, wait: float) -> Response:
+    async def _answer(self, request: Request, job: Job | Row, wait: float) -> Response:
         """The answer, as soon as there is one; the status where there is none within the time that one would wait."""
         if isinstance(job, Job):
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(job.released.wait(), wait)
+            await _first([job.released.wait(), _gone(request)], wait)
             job = self._dispatcher.find(job.owner, job.id)
         if isinstance(job, Job):
             return self._about(job, 202)
@@ -186,8 +186,8 @@ class Service:
             return Response(file.read_bytes(), media_type=MEDIA_TYPE, headers=_named(job))
         return FileResponse(file, media_type=MEDIA_TYPE, headers=_named(job))
 
-    def _job(self, request: Request) -> Job | Row:
-        return self._dispatcher.find(self._owner(request).digest, request.path_params["id"])
+    def _job(self, request: Request, owner: Owner) -> Job | Row:
+        return self._dispatcher.find(owner.digest, request.path_params["id"])
 
     def _owner(self, request: Request) -> Owner:
         """Whose request this is."""
@@ -204,6 +204,22 @@ class Service:
                 {"WWW-Authenticate": "Bearer"},
             )
         return owner
+
+
+async def _first(coming: Iterable[Coroutine[Any, Any, Any]], wait: float) -> None:
+    """Come back with the first of what comes, or after so many seconds."""
+    tasks = [asyncio.ensure_future(one) for one in coming]
+    try:
+        await asyncio.wait(tasks, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Comes back when nobody waits for the answer any more."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _named(job: Job | Row) -> dict[str, str]:

@@ -26,8 +26,12 @@ class Upload:
 
     async def receive(self, request: Request, *, most: int, patience: float) -> None:
         """Take in the body. Refused for more bytes than `most`, however many were announced, and for a slow sender."""
-        announced = request.headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced) > most:
+        announced = request.headers.get("content-length")
+        if (
+            announced is None or "transfer-encoding" in request.headers
+        ):  # bytes one by one in chunks of their own would keep the server from all else
+            raise Refused(411, "protocol", "a request says how long it is (Content-Length)", {"Connection": "close"})
+        if int(announced) > most:
             raise _too_large(most)
         chunks, begun = request.stream(), time.monotonic()
         with self.file.open("wb") as file:
@@ -36,7 +40,12 @@ class Upload:
                 try:
                     chunk = await asyncio.wait_for(anext(chunks, None), left)
                 except asyncio.TimeoutError:
-                    raise Refused(408, "timeout", f"the request came too slowly: {self.size} bytes so far") from None
+                    raise Refused(
+                        408,
+                        "timeout",
+                        f"the request came too slowly: {self.size} bytes so far",
+                        {"Connection": "close"},
+                    ) from None
                 except ClientDisconnect:
                     raise Refused(400, "protocol", "the sender went away") from None
                 if chunk is None:
@@ -58,4 +67,4 @@ class Upload:
 
 
 def _too_large(most: int) -> Refused:
-    return Refused(413, "limit", f"a request may have {most} bytes, and this one has more")
+    return Refused(413, "limit", f"a request may have {most} bytes, and this one has more", {"Connection": "close"})

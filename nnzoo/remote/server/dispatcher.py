@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sqlite3
 import time
 from math import ceil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from nnzoo.remote.protocol import ProtocolError, opening, pack
 from nnzoo.remote.server.job import Job, Run
 from nnzoo.remote.server.metrics import Metrics
+from nnzoo.remote.server.pauses import Pauses
 from nnzoo.remote.server.quotas import Quotas
 from nnzoo.remote.server.refusals import unknown_job
 from nnzoo.remote.server.settings import Settings
@@ -25,6 +27,7 @@ JOINED_BYTES = 2**26  # requests that a worker is given at once have no more tog
 SMALL = 2**18  # bytes that are read or written at once, without a thread
 CANCEL_SECONDS = 2.0  # that a worker has to leave a job by itself
 BETWEEN_SWEEPS = 30.0  # seconds
+BETWEEN_TRIES = 10.0  # seconds, to write down what became of jobs, where the disk is full
 
 
 class Dispatcher:
@@ -34,7 +37,13 @@ class Dispatcher:
         self.settings, self.store, self.workers, self.metrics = settings, store, workers, metrics
         self.waiting = {model: Waiting() for model in settings.models}
         self.jobs: dict[str, Job] = {}  # those without an answer
-        self.quotas = Quotas(jobs=settings.queued_jobs, size=settings.queued_bytes, per_minute=settings.jobs_per_minute)
+        self.quotas = Quotas(
+            jobs=settings.queued_jobs,
+            size=settings.queued_bytes,
+            per_minute=settings.jobs_per_minute,
+            requests=settings.open_requests,
+        )
+        self.pauses = Pauses()
         self.closing = False
         metrics.watch(self.counts)
         self._runs: set[asyncio.Task[None]] = set()
@@ -130,8 +139,9 @@ class Dispatcher:
         waiting, staff = self.waiting[model], self.workers.staff(model)
         if staff.useless >= MOST_USELESS and not staff.idle + staff.busy:
             self._give_up(waiting, f"no worker of {model} can be started; the server's log says why")
-        while len(waiting) and not self.closing and (worker := self.workers.take(model)):
-            batch = waiting.take(min(ceil(len(waiting) / staff.size), self.settings.joined), JOINED_BYTES)
+        may_run = self.pauses.may_run
+        while waiting.any(may_run) and not self.closing and (worker := self.workers.take(model)):
+            batch = waiting.take(min(ceil(len(waiting) / staff.size), self.settings.joined), JOINED_BYTES, may_run)
             run = Run(worker, batch)
             run.task = asyncio.create_task(self._run(run))
             self._runs.add(run.task)
@@ -160,23 +170,45 @@ class Dispatcher:
             await self._take_answers(run, seconds)
         except asyncio.TimeoutError:
             worker.kill()
-            self._lost(batch, WorkerLost("timeout", f"no answer within {seconds:g} seconds", by_job=True))
+            self._settle(batch, WorkerLost("timeout", f"no answer within {seconds:g} seconds", by_job=True))
         except WorkerLost as lost:
-            self._lost(batch, lost)
+            self._settle(batch, lost)
         except asyncio.CancelledError:  # nobody wants the answers, or the server stops
             worker.kill()
         except Exception:
             log.exception("a worker of %s could not be given its jobs", batch[0].model)
             worker.kill()
-            self._lost(batch, WorkerLost("worker", "the job could not be given to a worker", by_job=True))
+            self._settle(batch, WorkerLost("worker", "the job could not be run", by_job=True))
 
     async def _take_answers(self, run: Run, seconds: float) -> None:
         """Give a worker its jobs, and end each with its answer; each answer has its time."""
-        requests = [await _read(self.store.request(job.id), job.size) for job in run.batch]
+        requests = await self._requests(run)
+        if not requests:
+            return self.workers.is_idle(run.worker)
         answers = aiter(run.worker.run(requests, run.report))
         while (got := await asyncio.wait_for(anext(answers, None), seconds)) is not None:
             number, answer = got
             await self._answer(run.batch[number], answer)
+
+    async def _requests(self, run: Run) -> list[bytes]:
+        """What its worker is given: without jobs that were cancelled while the others were read."""
+        read: dict[Job, bytes] = {}
+        for job in run.batch:
+            try:
+                read[job] = await _read(self.store.request(job.id), job.size)
+            except FileNotFoundError:
+                if not job.has_ended:
+                    raise
+        run.batch = [job for job in read if not job.has_ended]
+        return [read[job] for job in run.batch]
+
+    def _settle(self, batch: list[Job], lost: WorkerLost) -> None:
+        """Note what becomes of the jobs whose worker ended: now, or as soon as that can be written down."""
+        try:
+            self._lost(batch, lost)
+        except (OSError, sqlite3.Error):
+            log.exception("what became of %d jobs cannot be written down", len(batch))
+            asyncio.get_running_loop().call_later(BETWEEN_TRIES, self._settle, batch, lost)
 
     def _lost(self, batch: list[Job], lost: WorkerLost) -> None:
         """What becomes of the jobs whose worker ended: each runs alone once more, or is answered with the reason."""
@@ -187,7 +219,15 @@ class Dispatcher:
                 self._again(job, str(lost))
             else:
                 self._fail(job, lost.code, str(lost))
+                self._pause(job)
         self._dispatch(batch[0].model)
+
+    def _pause(self, job: Job) -> None:
+        """Let the others of its key wait for a job that ended its worker."""
+        if pause := self.pauses.lost_a_worker(job.owner):
+            log.warning("jobs of the key of job %.8s wait for %.0f s: too many ended their workers", job.id, pause)
+            for model in self.waiting:
+                asyncio.get_running_loop().call_later(pause + 0.01, self._dispatch, model)
 
     def _again(self, job: Job, reason: str) -> None:
         job.run, job.status, job.progress, job.alone = None, QUEUED, None, True
@@ -238,6 +278,7 @@ class Dispatcher:
             await asyncio.sleep(BETWEEN_SWEEPS)
             self._clean()
             self.quotas.sweep()
+            self.pauses.sweep()
 
 
 async def _read(file: Path, size: int) -> bytes:

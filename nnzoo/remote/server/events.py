@@ -1,6 +1,7 @@
 """What happens to a job, for those who watch: numbered events, of which each watcher remembers the last it saw."""
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Events:
     async def watch(self, last_seen: str) -> AsyncIterator[Event]:
         """Events after the one whose id is `last_seen`, as they come, until nothing more will."""
         era, _, number = last_seen.rpartition("-")
-        seen = int(number) if era == self.era and number.isascii() and number.isdigit() else 0
+        seen = int(number) if era == self.era and re.fullmatch("[0-9]{1,18}", number) else 0
         self.watchers += 1
         try:
             while True:

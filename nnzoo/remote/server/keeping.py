@@ -107,7 +107,7 @@ class KeptWorkers(ABC, Generic[Kept]):
         return Staff(idle, alive - idle, self.each - alive, self._restarts[model], self._useless[model])
 
     def is_idle(self, worker: Any) -> None:
-        """Take a worker back that came to the end of a batch."""
+        """Take a worker back that came to the end of a batch, or was given none."""
         if worker in self._alive[worker.model]:
             self._idle[worker.model].append(worker)
             self._changed(worker.model)

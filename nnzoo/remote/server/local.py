@@ -109,7 +109,8 @@ class LocalWorkers(KeptWorkers[Process]):
 
     async def spawn(self, model: str) -> Process:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "nnzoo.remote.server.worker", str(theirs.fileno())]
+        # without warnings, whose words may be of whoever sent the graph that runs
+        command = [sys.executable, "-W", "ignore", "-m", "nnzoo.remote.server.worker", str(theirs.fileno())]
         with theirs:  # in a session of its own: Ctrl-C is for the server, which then ends its workers
             process = await asyncio.create_subprocess_exec(
                 *command,

@@ -1,8 +1,9 @@
-"""What one key may have at a time: jobs that wait or run, bytes of theirs, jobs a minute."""
+"""What one key may have at a time: jobs that wait or run, bytes of theirs, jobs a minute, requests under way."""
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from nnzoo.remote.server.refusals import Refused
 
@@ -10,7 +11,7 @@ from nnzoo.remote.server.refusals import Refused
 class Quotas:
     """The shares of all keys; Refused, status 429, where one has had its own.
 
-    >>> quotas = Quotas(jobs=1, size=100, per_minute=10)
+    >>> quotas = Quotas(jobs=1, size=100, per_minute=10, requests=5)
     >>> quotas.check("me")
     >>> quotas.job("me", +1)
     >>> quotas.check("me")
@@ -19,8 +20,12 @@ class Quotas:
     nnzoo.remote.server.refusals.Refused: 1 jobs of this key wait or run, and no more than 1 may
     """
 
-    def __init__(self, *, jobs: int, size: int, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, jobs: int, size: int, per_minute: int, requests: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._most_jobs, self._most_bytes, self._per_minute, self._clock = jobs, size, per_minute, clock
+        self._most_requests = requests
+        self._requests: Counter[str] = Counter()
         self._jobs: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
         self._sent: dict[str, deque[float]] = {}
@@ -49,6 +54,17 @@ class Quotas:
         if size > 0 and not always and self._bytes[owner] + size > self._most_bytes:
             raise _too_much(f"requests of this key that wait or run may have {self._most_bytes} bytes together", 1.0)
         _add(self._bytes, owner, size)
+
+    @contextmanager
+    def request(self, owner: str) -> Iterator[None]:
+        """Inside the `with`, a request of an owner is under way: an upload, a wait, events, an answer that is read."""
+        if self._requests[owner] >= self._most_requests:
+            raise _too_much(f"{self._most_requests} requests of this key are under way, and no more may be", 1.0)
+        _add(self._requests, owner, +1)
+        try:
+            yield
+        finally:
+            _add(self._requests, owner, -1)
 
     def _recent(self, owner: str) -> deque[float]:
         sent = self._sent.get(owner, deque())

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from nnzoo.remote.server.workers import WorkerLost
 
 log = logging.getLogger(__name__)
 WITHOUT_A_WORD = 20.0  # seconds that a worker waits for a node, before the log says so
+HEAD_LOST = 75  # the exit status of a server whose cluster has lost its head; to be started again, as EX_TEMPFAIL says
+BETWEEN_KNOCKS = 2.0  # seconds, at the head's door
+UNANSWERED = 3  # knocks in a row, after which it is gone
 AHEAD = 4  # pieces of answers that are under way before the server takes them
 
 
@@ -50,6 +53,23 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+async def watch(address: str) -> None:
+    """End this process when the cluster's head is gone: Ray ends it too, a minute later and without a word.
+
+    The queue is on disk, and a server that is started again goes on with it, at this cluster or another.
+    """
+    unanswered = 0
+    while unanswered < UNANSWERED:
+        await asyncio.sleep(BETWEEN_KNOCKS)
+        try:
+            await asyncio.to_thread(_knock, address)
+            unanswered = 0
+        except OSError as error:
+            unanswered, reason = unanswered + 1, error
+    log.error("the head of the Ray cluster at %s is gone (%s); the next server goes on with the queue", address, reason)
+    os._exit(HEAD_LOST)
 
 
 class RayWorker(KeptWorker):
@@ -140,6 +160,10 @@ class RayWorkers(KeptWorkers[RayWorker]):
         self._memory, self._device, self._cpus = memory, device, cpus
         self.needs = {"num_cpus": cpus, "num_gpus": gpus if device.startswith("cuda") else 0, "memory": memory or 0}
         self._actors = ray.remote(Actor)
+
+    def start(self, changed: Callable[[str], None]) -> None:
+        super().start(changed)
+        self._keepers.append(asyncio.create_task(watch(ray.get_runtime_context().gcs_address)))
 
     def settings(self, model: str) -> dict[str, Any]:
         """A folder is named from the root, since a node has another folder to begin with."""

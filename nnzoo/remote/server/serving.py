@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -58,6 +59,8 @@ def workers_of(settings: Settings) -> Workers:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that waits at an address. Raises OSError where it cannot."""
     try:
+        if host.startswith("unix:"):
+            return _listen_at(Path(host.removeprefix("unix:")))
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # TCP by name: asyncio sends small answers at once (TCP_NODELAY) only where the socket says that it is one
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -66,6 +69,26 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
     return listening
+
+
+def _listen_at(path: Path) -> socket.socket:
+    """A socket in the file system, for its owner alone; what a server left that is gone is replaced."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if path.is_socket():
+        if listening.connect_ex(str(path)) == 0:
+            raise OSError("another server listens there")
+        path.unlink()
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(path))
+    path.chmod(0o600)
+    return listening
+
+
+def _address(listening: socket.socket) -> str:
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{listening.getsockname()}"
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _serve(
@@ -94,8 +117,7 @@ async def _serve(
     )
     dispatcher.start()
     try:
-        host, port = listening.getsockname()[:2]
-        log.info("nnzoo serves %s at http://%s:%d", ", ".join(served), f"[{host}]" if ":" in host else host, port)
+        log.info("nnzoo serves %s at %s", ", ".join(served), _address(listening))
         await _Server(config, dispatcher).serve([listening])
     finally:
         await dispatcher.stop()

@@ -22,7 +22,7 @@ class Settings:
     """
 
     models: tuple[str, ...]  # their names
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # or unix:/path of a socket
     port: int = 8000  # 0: any that is free
     keys: Path | None = None  # None: any key is taken, which only loopback may do
     data: Path = field(default_factory=default_data)
@@ -40,6 +40,7 @@ class Settings:
     queued_jobs: int = 200  # of one key
     queued_bytes: int = 2 * GB  # of one key, uploads under way included
     jobs_per_minute: int = 6000  # of one key
+    open_requests: int = 100  # of one key at a time, those that wait for an answer or for events included
     keep_seconds: float = 3600.0  # answers
     keep_bytes: int = 20 * GB  # answers of everybody
 
@@ -75,4 +76,4 @@ class Settings:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
-        return self.host in ("127.0.0.1", "::1", "localhost")
+        return self.host in ("127.0.0.1", "::1", "localhost") or self.host.startswith("unix:")

@@ -16,6 +16,7 @@ from pathlib import Path
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 ENDED = (DONE, FAILED, CANCELLED)
 ROW_SECONDS = 7 * 86400.0  # how long one can still be told what became of a job whose answer is gone
+MOST_ROWS = 1_000_000  # of such jobs, the last
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -187,6 +188,11 @@ class Store:
             ((owner, _),) = self._kept.most_common(1)
             self.forget(self._all(f"{_ANSWERED} AND owner = ? ORDER BY finished LIMIT 1", owner)[0])
         self._database.execute("DELETE FROM jobs WHERE answer_size IS NULL AND finished < ?", (now - ROW_SECONDS,))
+        self._database.execute(
+            "DELETE FROM jobs WHERE answer_size IS NULL AND finished IS NOT NULL AND number <= "
+            "(SELECT max(number) FROM jobs) - ?",
+            (MOST_ROWS,),
+        )
 
     def _one(self, query: str, *values: str) -> Row | None:
         found = self._database.execute(query, values).fetchone()

@@ -1,7 +1,7 @@
 """The queue of one model: who sent little is not kept waiting by who sent much."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
 
 from nnzoo.remote.server.job import Job
@@ -31,10 +31,12 @@ class Waiting:
         if not jobs:
             del self._owners[job.owner]
 
-    def take(self, most: int, most_bytes: int) -> list[Job]:
-        """The next jobs, to be run together: one, or several if none of them has to be alone."""
+    def take(self, most: int, most_bytes: int, may_run: Callable[[str], bool] = lambda owner: True) -> list[Job]:
+        """The next jobs of owners that have no pause, to be run together: several if none of them has to be alone."""
         taken: list[Job] = []
         for job in self:
+            if not may_run(job.owner):
+                continue
             fits = not job.alone and len(taken) < most and sum(j.size for j in taken) + job.size <= most_bytes
             if taken and not fits:
                 break
@@ -46,6 +48,10 @@ class Waiting:
             if job.owner in self._owners:  # had a turn: the others come first now
                 self._owners[job.owner] = self._owners.pop(job.owner)
         return taken
+
+    def any(self, may_run: Callable[[str], bool]) -> bool:
+        """Whether somebody waits that has no pause."""
+        return any(map(may_run, self._owners))
 
     def ahead(self, job: Job) -> int:
         """How many jobs run before this one, as things are."""

@@ -57,6 +57,9 @@ class Workers(Protocol):
     def take(self, model: str) -> Worker | None:
         """An idle worker of a model, busy from now on; None where there is none."""
 
+    def is_idle(self, worker: Any) -> None:
+        """Take a worker back that came to the end of its batch, or was given none."""
+
     def staff(self, model: str) -> Staff:
         """How many workers a model has."""
 
