@@ -66,9 +66,9 @@ def patch_paths(
     run, end = Base(subject, base_tokens, metric), Base(subject, source_tokens, metric)
     frozen = _Frozen(subject, run, values_at(subject, source_tokens, _names(subject, "attn.hook_z")), through_mlps)
     if wanted is None:
-        arriving, title = partial(_at_the_end, subject, frozen), "direct paths to the logits"
+        arriving, title = partial(_at_the_end, run, frozen), "direct paths to the logits"
     else:
-        arriving = partial(_at_heads, subject, frozen, wanted, into)
+        arriving = partial(_at_heads, run, frozen, wanted, into)
         title = f"paths into {into} of {', '.join(f'L{layer}H{head}' for layer, head in wanted)}"
     positions = range(base_tokens.n_pos) if len(axes) == 3 else [None]
     scores = _scores(run, arriving, positions, batch_size).view([len(axis.labels) for axis in axes])
@@ -130,18 +130,24 @@ class _Arrival:
     """What arrives at a place from each head of a layer, [head batch pos d], and where it is put."""
 
     values: Tensor
+    base: Tensor  # what stands there without any change, [batch pos d]
     layer: int  # n_layers: the end of the stream
     name: str = ""  # of the hook point of the receiver, and which of its heads
     head: int | None = None
 
     def edit(self, sender: int, position: int | None) -> Edit:
-        """The change that puts there what one sender says, at all positions or at one."""
-        new = self.values[sender]
+        """The change that puts there what one sender says, at all positions or at one.
+
+        At the others a receiver hears what it hears in the base run, whatever receivers below it have changed.
+        """
 
         def edit(rows: Tensor, first: int) -> None:
-            at = slice(None) if position is None else slice(position - first, position - first + 1)
             there = rows if self.head is None else rows[:, :, self.head]
-            there[:, at] = new[:, first:][:, at]
+            if position is None:
+                there[:] = self.values[sender][:, first:]
+            else:
+                there[:] = self.base[:, first:]
+                there[:, position - first] = self.values[sender][:, position]
 
         return edit
 
@@ -184,21 +190,21 @@ def _edits(arrivals: list[_Arrival], sender: int, position: int | None) -> dict[
     return {name: together(several) for name, several in edits.items()}
 
 
-def _at_the_end(subject: Subject, frozen: _Frozen, layer: int) -> list[_Arrival]:
+def _at_the_end(run: Base, frozen: _Frozen, layer: int) -> list[_Arrival]:
     *_, (_, x) = frozen.entering(layer)
-    return [_Arrival(x, subject.n_layers)]
+    return [_Arrival(x, run.streams[-1], run.subject.n_layers)]
 
 
-def _at_heads(subject: Subject, frozen: _Frozen, receivers: list[Head], into: str, layer: int) -> list[_Arrival]:
+def _at_heads(run: Base, frozen: _Frozen, receivers: list[Head], into: str, layer: int) -> list[_Arrival]:
     """New queries, keys or values of those receivers that stand above a layer."""
     above = [(at, head) for at, head in receivers if at > layer]
     streams = dict(frozen.entering(layer)) if above else {}
     found = []
     for at, head in above:
-        block: Any = subject.native.blocks[at]
+        block: Any = run.native.blocks[at]
         weight, bias = (getattr(block.attn, f"{kind}_{into.upper()}") for kind in "Wb")
-        own = head * len(weight) // subject.n_heads  # with grouped queries: the head whose keys and values it has
-        x = streams[at]
-        normed = block.ln1.fused(x.flatten(0, 1)).view_as(x)
-        found.append(_Arrival(normed @ weight[own] + bias[own], at, f"blocks.{at}.attn.hook_{into}", own))
+        own = head * len(weight) // run.subject.n_heads  # with grouped queries: the head whose keys and values it has
+        rows = torch.cat([streams[at], run.streams[at][None]])
+        heard = block.ln1.fused(rows.flatten(0, 1)).view_as(rows) @ weight[own] + bias[own]
+        found.append(_Arrival(heard[:-1], heard[-1], at, f"blocks.{at}.attn.hook_{into}", own))
     return found
