@@ -12,10 +12,11 @@ from torch import Tensor
 from nnzoo.analysis.metrics import Probability
 from nnzoo.analysis.results import Effects
 from nnzoo.analysis.sites import Sites, sites_of, values_at
-from nnzoo.analysis.subject import Model, Subject, Token, Tokens
+from nnzoo.analysis.subject import Model, Subject, Token, Tokens, exclusive
 from nnzoo.analysis.sweep import Base, Experiment
 
 
+@exclusive
 def causal_trace(
     model: Model,
     prompt: str | Tensor,

@@ -18,12 +18,13 @@ from torch import Tensor
 from nnzoo.analysis.metrics import Metric
 from nnzoo.analysis.results import Axis, Effects
 from nnzoo.analysis.sites import values_at
-from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens
+from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens, exclusive
 from nnzoo.analysis.sweep import Base, Edit, Experiment
 
 Head = tuple[int, int]  # layer, head
 
 
+@exclusive
 def patch_paths(
     model: Model,
     base: Prompts,
