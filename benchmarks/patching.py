@@ -24,9 +24,10 @@ KINDS = {"patching": ("resid_pre", "positions"), "patching of heads": ("z", "hea
 Where = tuple[slice | int, ...]
 
 
-def rows(size: Size, setup: Setup) -> list[Row]:
+def rows(size: Size, setup: Setup) -> Iterator[Row]:
     """Against the runs one by one, with our own hooks, and with the others'. Raises ValueError where numbers differ."""
-    return [row for kind in KINDS for row in _rows(kind, Pair(size, setup), setup.at_most(3))]
+    for kind in KINDS:
+        yield from _rows(kind, Pair(size, setup), setup.at_most(2))
 
 
 def _rows(kind: str, pair: Pair, setup: Setup) -> Iterator[Row]:

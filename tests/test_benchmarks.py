@@ -73,9 +73,9 @@ def test_every_row_has_a_figure_and_a_verdict_where_there_is_a_target(page, titl
 def test_the_picture_has_a_panel_for_each_way_to_grow(page, home):
     assert "](growth.svg)" in page
     drawn = ElementTree.parse(home / "growth.svg").getroot()
-    titles = [text.text for text in drawn.iter("{*}text") if text.get("class") == "title"]
+    titles = [text.text for text in drawn.findall(".//{*}text") if text.get("class") == "title"]
     assert len(titles) == SECTIONS["How cost grows"]
-    assert {line.get("class") for line in drawn.iter("{*}path")} == {"a", "b"}
+    assert {line.get("class") for line in drawn.findall(".//{*}path")} == {"a", "b"}
     assert "nan" not in ElementTree.tostring(drawn, encoding="unicode")
 
 

@@ -9,7 +9,7 @@ from nnsight import LanguageModel
 
 @cache
 def model_of(folder):
-    return LanguageModel(folder, dispatch=True, device_map=DEVICE, dtype=DTYPE)
+    return LanguageModel(folder, dispatch=True, dtype=DTYPE).to(DEVICE)
 
 
 def trace(folder, tokens):
