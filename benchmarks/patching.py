@@ -44,9 +44,10 @@ def _rows(kind: str, pair: Pair, setup: Setup) -> Iterator[Row]:
     jobs = {"nnzoo": timed(ours), "one run a patch": timed(by_hand)}
     turns = alternate(jobs | jobs_of(setup.peers, kind, size, pair.folder, shape), setup.effort)
     work = f"{size.name}, {size.n_layers} layers x {POSITIONS if at == 'resid_pre' else size.n_heads} {places}"
+    targets = TARGETS if size.n_layers >= 12 else {}
     for other in list(turns.seconds)[1:]:
-        target = next((share for name, share in TARGETS.items() if other.startswith(name)), None)
-        yield ratio_row(SUBJECT, work, turns, other, target if size.n_layers >= 12 else None)
+        target = next((share for name, share in targets.items() if other.startswith(name)), None)
+        yield ratio_row(SUBJECT, work, turns, other, target)
 
 
 def agree(ours: Tensor, others: dict[str, Tensor]) -> None:
