@@ -57,7 +57,7 @@ class Prompt:
     labels: Int[Tensor, "batch pos"] | None = None  # for `loss_of`; IGNORED where no token predicts them
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reader:
     """What reading a prompt needs to know of a model."""
 

@@ -46,8 +46,9 @@ class Envoy(WeightMethods):
     @property
     def output(self) -> Any:
         """What the module gives in the running trace: a tensor, or a tuple of tensors."""
-        values = [self._read(value) for value in self._values()]
-        return values[0] if self._is_bare else Outputs(self, tuple(values))
+        entry = self._entry("output")
+        values = [self._read(value) for value in _values_of(entry)]
+        return values[0] if self._is_bare(entry) else Outputs(self, tuple(values))
 
     @output.setter
     def output(self, new: Any) -> None:
@@ -139,13 +140,11 @@ class Envoy(WeightMethods):
         tracer.put(hook, new, ahead=ahead)
 
     def _values(self) -> tuple[Value, ...]:
-        output: Any = self._entry("output").output
-        return output if isinstance(output, tuple) else (output,)
+        return _values_of(self._entry("output"))
 
-    @property
-    def _is_bare(self) -> bool:
+    def _is_bare(self, entry: ModulePath) -> bool:
         """Whether `.output` is a tensor, and no tuple of them."""
-        record = self._entry("output").record
+        record = entry.record
         return record in ("tensor", "logits") or (record == "block" and self._root.block_output == "tensor")
 
     def _entry(self, what: str) -> Any:
@@ -300,3 +299,8 @@ class Envoy(WeightMethods):
     def to_html(self) -> str:
         """The tree as a notebook shows it, as one page that needs nothing else: no script, no network."""
         return page(self._path or self._root._checkpoint.name, tree_html(self))
+
+
+def _values_of(entry: ModulePath) -> tuple[Value, ...]:
+    output: Any = entry.output
+    return output if isinstance(output, tuple) else (output,)

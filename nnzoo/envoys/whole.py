@@ -78,12 +78,20 @@ class WholeModel(Envoy):
     @property
     def device(self) -> torch.device:
         """Where the model is, or will be when its weights are read."""
-        return self._weights.device if self._native is None else self._native.device
+        return self._place_and_kind[0]
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, or the one in which they will be read."""
-        return self._skeleton.dtype if self._native is None else self._native.dtype
+        return self._place_and_kind[1]
+
+    @property
+    def _place_and_kind(self) -> tuple[torch.device, torch.dtype]:
+        native = self._weights.native
+        if native is None:
+            return self._weights.device, self._skeleton.dtype
+        weight = native.embed.weight
+        return weight.device, weight.dtype
 
     @property
     def config(self) -> Any:

@@ -236,7 +236,7 @@ class RemoteTracer(Tracer):
         lazies = [lazy for lazy in held(self.recorder) if lazy._node in self.recorder.saved]
         for lazy in lazies:
             lazy._recorder = self.recorder
-        fill_in([*lazies], values, with_graph=not self.gradients.any)
+        fill_in([*lazies], values, with_graph=not self.gradients.backwards)
         self._decoding.adopt(self._execution.decoders)
         self._drop_steps_not_made()
         return [values[node] for node in sorted(values, key=lambda node: node.index)]

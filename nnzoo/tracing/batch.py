@@ -15,12 +15,15 @@ class Batch:
 
     def __init__(self, invokes: list[Invoke]) -> None:
         self.invokes = invokes
+        if len(invokes) == 1:
+            (one,) = invokes
+            self.tokens, self.attention_mask = one.tokens, one.attention_mask
+            n_rows, self.n_pos = one.tokens.shape
+            self.rows = [(slice(0, n_rows), one)]
+            return
         self.n_pos = max(invoke.n_pos for invoke in invokes)
         ends = accumulate(invoke.rows for invoke in invokes)
         self.rows = [(slice(end - i.rows, end), i) for end, i in zip(ends, invokes, strict=True)]
-        if len(invokes) == 1:
-            self.tokens, self.attention_mask = invokes[0].tokens, invokes[0].attention_mask
-            return
         self.tokens = torch.cat([self._padded(i.tokens, i) for i in invokes])
         masked = any(i.attention_mask is not None or i.n_pos < self.n_pos for i in invokes)
         self.attention_mask = torch.cat([self._padded(_mask(i), i) for i in invokes]) if masked else None

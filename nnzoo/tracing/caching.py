@@ -124,7 +124,7 @@ class Cache:
         values: tuple[Any, ...] = tuple(
             module._read(one) if named or not _is_pattern(one) else None for one in module._values()
         )
-        if module._is_bare:
+        if module._is_bare(module._entry("output")):
             return values[0]
         return BaseOutput(*values) if module._node.entry.record == "base" else values
 

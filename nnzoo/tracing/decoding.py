@@ -1,7 +1,6 @@
 """Who chooses the tokens in a trace of a generation, what they are drawn from, and who hears of them."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,18 +56,17 @@ class Decoding:
             raise TraceError("a streamer hears of one prompt, and this is another one of the trace")
         self.heard, invoke.decoder.stream = invoke, Stream(streamer)
 
-    @contextmanager
-    def final(self, decoders: Mapping[Invoke, Decoder]) -> Iterator[None]:
-        """The pass inside the `with` is the one that counts; `decoders` are as it leaves them.
-
-        Of this one the streamer hears, and from where its random numbers end torch's go on.
-        """
+    def begin(self) -> None:
+        """The passes that come now are those that count: of them the streamer hears."""
         if self.heard is not None:
             self.heard.decoder.stream.begin(self.heard.decoder)
-        yield
+
+    def end(self, decoders: Mapping[Invoke, Decoder]) -> None:
+        """They are over, and have left the decoders so; from where their random numbers end torch's go on."""
         if self.heard is not None:
             self.heard.decoder.stream.end(decoders[self.heard])
-        self.adopt(decoders)
+        if self.drawing is not None:
+            self.adopt(decoders)
 
     def adopt(self, decoders: Mapping[Invoke, Any]) -> None:
         """Let torch's random numbers go on from where a generation that is over has left them."""

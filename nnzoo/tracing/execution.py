@@ -13,7 +13,7 @@ from torch import Tensor
 from nnzoo.generation import Decoder
 from nnzoo.tracing.gradients import Backward
 from nnzoo.tracing.graph import Call, Invoke, Node
-from nnzoo.tracing.modes import restored
+from nnzoo.tracing.modes import graded, restored
 from nnzoo.tracing.plan import Plan, plan
 from nnzoo.tracing.recorder import Recorder
 from nnzoo.tracing.resuming import cost, resumption
@@ -47,69 +47,67 @@ class Execution:
         return self._look(recorder, roots, [], alive)  # the error of a neighbour comes when that one is asked for
 
     def _look(self, recorder: Recorder, roots: list[Node], near: list[Node], alive: list[Node]) -> dict[Node, Any]:
-        with self._ready(recorder), _nothing_changed(recorder, self._model._model):
-            return self._run(recorder, roots, near, alive)
+        with self._model.lock, _nothing_changed(recorder, self._model._model):
+            run, walks = self._run(recorder, [*roots, *near], alive)
+        if not recorder.needs_grad:
+            self._values, self._walks = run, walks
+        return _found(run, roots)
 
     def finish(self, recorder: Recorder, roots: list[Node], *, carries_graph: bool) -> dict[Node, Any]:
         """The values of all that is held, when the body is over, and every backward pass."""
-        with self._ready(recorder):
-            values = self._run(recorder, roots, recorder.effects, [], carries_graph=carries_graph)
-        self._begin_again()
-        return values
-
-    @contextmanager
-    def _ready(self, recorder: Recorder) -> Iterator[None]:
-        grad = recorder.needs_grad and recorder.modes.grad
-        with self._model.lock, restored(recorder.modes), torch.set_grad_enabled(grad):
-            yield
+        run, _ = self._run(recorder, [*roots, *recorder.effects], [], carries_graph=carries_graph)
+        return _found(run, roots)
 
     def _run(
-        self, recorder: Recorder, roots: list[Node], near: list[Node], alive: list[Node], *, carries_graph: bool = False
-    ) -> dict[Node, Any]:
-        asked = [*roots, *near]
-        todo = self._plan(recorder, asked)
-        run, walks = self._values or self.new_run(), self._walks
-        self._begin_again()  # what an error leaves behind is of no use
-        run.carries_graph = carries_graph
-        self._prepare(run, recorder, todo, asked, alive)
+        self, recorder: Recorder, asked: list[Node], alive: list[Node], *, carries_graph: bool = False
+    ) -> tuple[Run, dict[Invoke, Walk]]:
+        modes = recorder.modes
+        with self._model.lock, restored(modes), graded(recorder.needs_grad and modes.grad):
+            todo, run, walks = self._plan(recorder, asked)
+            self._values, self._walks = None, {}  # what an error leaves behind is of no use
+            run.carries_graph = carries_graph
+            run.expect(todo, asked, alive)
+            if recorder.needs_grad:
+                _expect_gradients(run, recorder, todo, asked)
+            self._go(run, todo, walks)
+        return run, walks
+
+    def _go(self, run: Run, todo: Plan, walks: dict[Invoke, Walk]) -> None:
+        model = self._model
         run.run_all(todo.before)
         for one in todo.passes:
-            walk = walks.get(one.invokes[0]) or Walk(self._model._model, one.invokes, self._model.order, self._shapes)
+            walk = walks.get(one.invokes[0]) or Walk(model._model, one.invokes, self._shapes)
             walks |= dict.fromkeys(one.invokes, walk)
             walk.go(run, one)
             self.decoders |= walk.decoders
-        if not recorder.needs_grad:
-            for walk in walks.values():
-                walk.wait(run)
-            self._values, self._walks = run, walks
-        return {root: run.values[root] for root in roots if root in run.values}
 
-    def _plan(self, recorder: Recorder, asked: list[Node]) -> Plan:
-        """What is left to do where passes that stopped go on, or all of it where that is less."""
+    def _plan(self, recorder: Recorder, asked: list[Node]) -> tuple[Plan, Run, dict[Invoke, Walk]]:
+        """What is left to do for a run and its passes that stopped, or all of it anew where that is less."""
         going_on = None
         if self._values is not None and not recorder.needs_grad:
             walks = dict.fromkeys(self._walks.values())
+            for walk in walks:
+                walk.wait(self._values)
             going_on = resumption(self._values, walks, recorder, asked, self._max_batch)
         if going_on is None or len(going_on.plan.passes) > 1:
             anew, n_hooks = plan(asked, recorder.puts, self._max_batch), len(self._model.order)
             assert anew is not None, "a recorder refuses what no order of passes gives"
             if going_on is None or cost(anew, n_hooks) < cost(going_on.plan, n_hooks, going_on.reached):
-                self._begin_again()
-                return anew
-        self._walks = going_on.take_up()
-        return going_on.plan
+                return anew, self.new_run(), {}
+        return going_on.plan, going_on.run, going_on.take_up()
 
-    def _begin_again(self) -> None:
-        self._values, self._walks = None, {}
 
-    def _prepare(self, run: Run, recorder: Recorder, todo: Plan, roots: list[Node], alive: list[Node]) -> None:
-        run.expect(todo, roots, alive)
-        backward = [node for node in todo.nodes if isinstance(node, Backward)]
-        run.differentiations = len(backward)
-        run.carries_graph |= any(isinstance(node, Call) and node.fn is torch.autograd.grad for node in todo.nodes)
-        run.differentiated |= recorder.differentiated
-        if backward:  # `.grad` of what is kept is there afterwards
-            run.differentiated |= {node for node in roots if node.meta is not None and node.meta.is_floating_point()}
+def _found(run: Run, roots: list[Node]) -> dict[Node, Any]:
+    return {root: run.values[root] for root in roots if root in run.values}
+
+
+def _expect_gradients(run: Run, recorder: Recorder, todo: Plan, roots: list[Node]) -> None:
+    backward = [node for node in todo.nodes if isinstance(node, Backward)]
+    run.differentiations = len(backward)
+    run.carries_graph |= any(isinstance(node, Call) and node.fn is torch.autograd.grad for node in todo.nodes)
+    run.differentiated |= recorder.differentiated
+    if backward:  # `.grad` of what is kept is there afterwards
+        run.differentiated |= {node for node in roots if node.meta is not None and node.meta.is_floating_point()}
 
 
 def _within(node: Node, roots: Iterable[Node]) -> bool:

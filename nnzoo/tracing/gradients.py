@@ -111,26 +111,27 @@ class Gradients:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._waiting: list[Gradient] = []  # asked for above the backward pass that gives them
-        self._backwards: list[Backward] = []
+        self.backwards: list[Backward] = []
         self._open: Backward | None = None  # whose `with` body is running
-        recorder.special |= {
-            "backward": self._backward,
-            "grad": self._grad,
-            "retain_grad": self._asks,
-            "requires_grad_": self._asks,
-            "requires_grad": self._requires_grad,
-            "register_hook": self._register_hook,
-        }
+        self.wholes: Any = None  # a nnzoo.tracing.wholes.Wholes, once a value of several prompts was read
+        recorder.gradients = self
+
+    def answer(self, name: str, fn: Callable, args: tuple, kwargs: dict) -> Any:
+        """What a function of one of these names gives for traced values: those of the recorder's `OF_GRADIENTS`."""
+        if name == "backward":
+            return self._backward(fn, args, kwargs)
+        if name == "grad":
+            return self._grad(fn, args, kwargs)
+        if name == "requires_grad":
+            return self._requires_grad(fn, args, kwargs)
+        if name == "register_hook":
+            raise TraceError("register_hook on a traced value: read and set its .grad inside `with loss.backward():`")
+        return self._asks(fn, args, kwargs)
 
     def check_complete(self) -> None:
         """Raise TraceError where a gradient was asked for and no backward pass recorded."""
         if self._waiting:
             raise TraceError(f".grad was asked for at {self._waiting[0].line}, but the trace has no backward() for it")
-
-    @property
-    def any(self) -> bool:
-        """Whether a backward pass was recorded."""
-        return bool(self._backwards)
 
     # --- backward passes -----------------------------------------------------------------------------------------
 
@@ -155,13 +156,13 @@ class Gradients:
         node.needs = at_the_end(node.needs)
         recorder.effects.append(node)
         concerned = [waiting for waiting in self._waiting if self._concerns(node, waiting.of)]
-        if self._backwards:
-            node.after += (self._backwards[-1],)  # gradients add up
-            node.needs = together((node, self._backwards[-1]))
+        if self.backwards:
+            node.after += (self.backwards[-1],)  # gradients add up
+            node.needs = together((node, self.backwards[-1]))
         for waiting in concerned:
             self._bind(waiting, node)
         self._waiting = [waiting for waiting in self._waiting if waiting not in concerned]
-        self._backwards.append(node)
+        self.backwards.append(node)
         return BackwardBody(self, node)
 
     def _concerns(self, backward: Backward, of: Node) -> bool:
@@ -186,6 +187,10 @@ class Gradients:
     # --- gradients -----------------------------------------------------------------------------------------------
 
     def _grad(self, fn: Callable, args: tuple, kwargs: dict) -> Any:
+        answer = self._grad_of_one
+        return answer(fn, args, kwargs) if self.wholes is None else self.wholes.grad(answer, fn, args, kwargs)
+
+    def _grad_of_one(self, fn: Callable, args: tuple, kwargs: dict) -> Any:
         if fn is torch.autograd.grad:
             return self._differentiate(args, kwargs)
         (lazy, *new) = args
@@ -196,7 +201,7 @@ class Gradients:
     def _gradient_of(self, lazy: LazyTensor) -> Node:
         if self._open is not None:
             return self._flowing(lazy._node, self._open).current
-        last = next((one for one in reversed(self._backwards) if self._concerns(one, lazy._node)), None)
+        last = next((one for one in reversed(self.backwards) if self._concerns(one, lazy._node)), None)
         node = self._node(Gradient, lazy._node, last)
         if last is None:
             self._waiting.append(node)
@@ -269,9 +274,6 @@ class Gradients:
             self._asks(torch.Tensor.requires_grad_, args, {})
             return None
         return self._recorder.needs_grad
-
-    def _register_hook(self, fn: Callable, args: tuple, kwargs: dict) -> Any:
-        raise TraceError("register_hook on a traced value: read and set its .grad inside `with loss.backward():`")
 
 
 class BackwardBody:

@@ -49,7 +49,7 @@ class Invoke:
 
     @property
     def rows(self) -> int:
-        return len(self.tokens)
+        return self.tokens.shape[0]
 
     @property
     def n_pos(self) -> int:

@@ -4,7 +4,7 @@ Grad mode, autocast, default dtype, and for what draws random numbers the genera
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -31,15 +31,29 @@ class Modes(NamedTuple):
             device_type,
         )
 
+    @property
+    def are_on(self) -> bool:
+        """Whether PyTorch is in them now."""
+        return self == Modes.now(self.device_type)
+
+
+AS_IT_IS: AbstractContextManager = nullcontext()
+
+
+def restored(modes: Modes | None, random: Tensor | None = None) -> AbstractContextManager:
+    """Inside the `with`, PyTorch is in these modes, and its generator in this state."""
+    if modes is not None and modes.are_on:
+        modes = None
+    return AS_IT_IS if modes is None and random is None else _restored(modes, random)
+
+
+def graded(on: bool) -> AbstractContextManager:
+    """Inside the `with`, operations are followed for a backward pass, or are not."""
+    return AS_IT_IS if torch.is_grad_enabled() == on else torch.set_grad_enabled(on)
+
 
 @contextmanager
-def restored(modes: Modes | None, random: Tensor | None = None) -> Iterator[None]:
-    """Inside the `with`, PyTorch is in these modes, and its generator in this state."""
-    if modes is not None and modes == Modes.now(modes.device_type):
-        modes = None
-    if modes is None and random is None:
-        yield
-        return
+def _restored(modes: Modes | None, random: Tensor | None) -> Iterator[None]:
     before = torch.get_default_dtype()
     with ExitStack() as stack:
         if modes is not None:

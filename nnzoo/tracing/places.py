@@ -1,6 +1,7 @@
 """Places: what a body reads and sets at the model's hook points, for one prompt or for the whole batch."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from einops import rearrange
@@ -34,7 +35,10 @@ class Places:
 
     def __init__(self, recorder: Recorder, shapes: Shapes, points: dict[str, HookPoint]) -> None:
         self._recorder, self._shapes, self._points = recorder, shapes, points
-        self._wholes = Wholes(recorder)
+
+    @cached_property
+    def _wholes(self) -> Wholes:
+        return Wholes(self._recorder)
 
     def read(self, invokes: Sequence[Invoke], hook: str, step: int) -> LazyTensor:
         """The value at a hook point, with all that was done to it so far; of several invokes as one padded batch."""

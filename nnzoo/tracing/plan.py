@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from nnzoo.tracing.graph import AFTER, BEYOND, Invoke, Node, Place, Stage, changed_by
 from nnzoo.tracing.schedule import START, Leg, Standing, Tie, schedule
 
+_INDEX = attrgetter("index")
 BEFORE = -1  # the number of the pass that has been
 
 
@@ -31,7 +33,7 @@ class Plan:
 
 
 def plan(
-    roots: Iterable[Node],
+    roots: Sequence[Node],
     puts: Iterable[Node],
     max_batch: int | None,
     done: frozenset[Node] | set[Node] = frozenset(),
@@ -42,16 +44,15 @@ def plan(
     None: it cannot be had with passes standing where they do.
     """
     nodes, changes = needed(roots, puts, done)
-    invokes = sorted({i for node in nodes for i in node.needs}, key=lambda i: i.index)
-    fresh = [node for node in nodes if node not in done] if done else nodes
+    invokes = sorted({i for node in nodes for i in node.needs}, key=_INDEX)
     if len(invokes) <= 1 and not standing:
-        legs: list[Leg] | None = [Leg(invokes, BEYOND)] if invokes else []
-    else:
-        legs = schedule(invokes, _ties(changes), max_batch, [one for one in standing if _any_of(one, invokes)])
+        return Plan(nodes, list(changes), *_one_pass(nodes, invokes))
+    legs = schedule(invokes, _ties(changes), max_batch, [one for one in standing if _any_of(one, invokes)])
     if legs is None:
         return None
-    before, passes = _timetable(fresh, legs, standing)
-    return Plan(nodes, list(changes), before, passes)
+    if len(legs) == 1 and not standing:
+        return Plan(nodes, list(changes), *_one_pass(nodes, legs[0].invokes))
+    return Plan(nodes, list(changes), *_timetable([node for node in nodes if node not in done], legs, standing))
 
 
 def _any_of(standing: Standing, invokes: list[Invoke]) -> bool:
@@ -68,6 +69,20 @@ def _ties(changes: dict[Node, Place]) -> set[Tie]:
     return ties
 
 
+def _one_pass(nodes: list[Node], invokes: list[Invoke]) -> tuple[list[Node], list[Pass]]:
+    """Nodes that come before the pass, and it, with each at the last stage that it needs."""
+    before: list[Node] = []
+    stages: dict[Stage, list[Node]] = {}
+    for node in nodes:
+        if node.needs:
+            stages.setdefault(max(node.needs.values()), []).append(node)
+        else:
+            before.append(node)
+    if AFTER in stages:
+        stages[AFTER] = sources_first(stages[AFTER])
+    return before, [Pass(invokes, stages)] if stages else []
+
+
 def _timetable(nodes: list[Node], legs: list[Leg], standing: Sequence[Standing]) -> tuple[list[Node], list[Pass]]:
     """Nodes in the passes and at the stages where the last comes of what each of them needs; first those before all."""
     passes = [Pass(leg.invokes, {} if leg.until == BEYOND else {leg.until: []}) for leg in legs]
@@ -77,8 +92,7 @@ def _timetable(nodes: list[Node], legs: list[Leg], standing: Sequence[Standing])
             parts.setdefault(invoke, []).append((until, number))
     before: list[Node] = []
     for node in nodes:
-        one_pass = len(passes) == 1 and not standing
-        number, stage = (0, max(node.needs.values(), default=START)) if one_pass else _time(node, parts)
+        number, stage = _time(node, parts)
         if number == BEFORE or not node.needs:
             before.append(node)
         else:
@@ -99,7 +113,7 @@ def _time(node: Node, parts: dict[Invoke, list[tuple[Stage, int]]]) -> tuple[int
 
 
 def needed(
-    roots: Iterable[Node], puts: Iterable[Node], done: frozenset[Node] | set[Node]
+    roots: Sequence[Node], puts: Iterable[Node], done: frozenset[Node] | set[Node]
 ) -> tuple[list[Node], dict[Node, Place]]:
     """The nodes that must run to give the roots, in program order, and what places hold when passes leave them.
 
@@ -107,30 +121,30 @@ def needed(
     """
     found: set[Node] = set()
     last: dict[Invoke, Stage] = {}
-    for root in roots:
-        _collect(root, found, last, done)
-        for write in root.storage.writes:  # the tensor that comes back shows every edit of its memory
-            _collect(write, found, last, done)
+    edits = [write for root in roots for write in root.storage.writes]  # the tensor that comes back shows every one
+    _collect([*roots, *edits], found, last, done)
     changes = {node: place for node in puts if (place := changed_by(node)) is not None}
-    more = True
+    more = bool(changes)
     while more:
         more = False
         for node, place in changes.items():
             if node not in found and place.stage <= last.get(place.invoke, START):
-                _collect(node, found, last, done)
+                _collect([node], found, last, done)
                 more = True
-    return sorted(found, key=lambda node: node.index), {node: changes[node] for node in changes if node in found}
+    return sorted(found, key=_INDEX), {node: place for node, place in changes.items() if node in found}
 
 
-def _collect(root: Node, found: set[Node], last: dict[Invoke, Stage], done: frozenset[Node] | set[Node]) -> None:
-    waiting = [root]
+def _collect(
+    waiting: list[Node], found: set[Node], last: dict[Invoke, Stage], done: frozenset[Node] | set[Node]
+) -> None:
     while waiting:
         node = waiting.pop()
         if node in found:
             continue
         found.add(node)
         for invoke, stage in node.needs.items():
-            last[invoke] = max(stage, last.get(invoke, stage))
+            if stage > last.get(invoke, START):
+                last[invoke] = stage
         if node not in done:
             waiting.extend(node.sources())
 

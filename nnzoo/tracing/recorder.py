@@ -37,6 +37,7 @@ from nnzoo.tracing.writing import TraceError, Writer
 
 __all__ = ["Recorder", "TraceError"]
 
+OF_GRADIENTS = {"backward", "grad", "retain_grad", "requires_grad_", "requires_grad", "register_hook"}
 _REAL_DEVICE = {"device", "is_cpu", "is_cuda", "is_meta", "get_device"}  # asked of the model, not of the meta device
 _LOOKS = {"__reduce_ex__", "data_ptr", "untyped_storage", "storage"}  # pickle, copy.copy, torch.save: of numbers
 _FROM_SHAPE = set(
@@ -73,8 +74,8 @@ class Recorder(Writer):
         self.differentiated: set[Node] = set()  # nodes whose gradient the body wants kept
         self.tape: Tape | None = None  # what is done goes on it too
         self._answering = False
-        self._functions = CustomFunctions()
-        self.special: dict[str, Callable[[Callable, tuple, dict], Any]] = {}  # names that others answer: gradients
+        self._functions: CustomFunctions | None = None  # once one may have been applied
+        self.gradients: Any = None  # a nnzoo.tracing.gradients.Gradients, which answers for OF_GRADIENTS
 
     # --- operations ----------------------------------------------------------------------------------------------
 
@@ -85,6 +86,7 @@ class Recorder(Writer):
         """
         self.check_open()
         if self.modes.grad and not torch.is_grad_enabled():  # as it is in the forward of an autograd.Function
+            self._functions = self._functions or CustomFunctions()
             application = self._functions.running(self)
             if application is not None:
                 return application.record(fn, args, kwargs, shapes)
@@ -119,7 +121,8 @@ class Recorder(Writer):
 
     def settle_functions(self) -> None:
         """The body is over, and with it all forwards of autograd.Functions."""
-        self._functions.settle(self)
+        if self._functions is not None:
+            self._functions.settle(self)
 
     def _into(self, fn: Callable, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:
         """A function whose results are written into traced values, `out=`."""
@@ -134,9 +137,9 @@ class Recorder(Writer):
 
     def _answer(self, fn: Callable, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:
         name = name_of(fn)
-        if name in self.special:
+        if name in OF_GRADIENTS:
             self._check_no_tape(f".{name}")
-            return self.special[name](fn, args, kwargs)
+            return self.gradients.answer(name, fn, args, kwargs)
         if getattr(fn, "__name__", "") == "__set__":
             raise TraceError(f".{name} of a traced value cannot be set; make a new value instead")
         if name in _RESIZES or (name.startswith("_foreach_") and name.endswith("_")):
@@ -286,7 +289,7 @@ class Recorder(Writer):
 
     def close(self) -> None:
         """The body is over: what was recorded stays, to be printed, but lets go of the tensors that it was given."""
-        self.open, self.special, self._functions = False, {}, CustomFunctions()
+        self.open, self.gradients, self._functions = False, None, None
         self.let_go()
 
     def check_ours(self, lazy: LazyTensor) -> None:

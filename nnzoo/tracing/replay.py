@@ -27,7 +27,6 @@ from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.modes import Modes, restored
 from nnzoo.tracing.places import Places, View
 from nnzoo.tracing.recorder import Recorder
-from nnzoo.tracing.shapes import Shapes
 from nnzoo.tracing.stored_tensors import weight_of
 from nnzoo.tracing.wholes import stack_ids
 
@@ -72,7 +71,7 @@ def _check_model(asked: dict[str, Any], here: dict[str, Any]) -> None:
 class _Replay:
     def __init__(self, program: Program, model: Any) -> None:
         self._program, self._model = program, model
-        shapes = Shapes(model.skeleton)
+        shapes = model.facts.shapes
         self._execution = Execution(model, shapes, program.max_batch)
         self._recorder = Recorder(model.device, model.order, self._execution.look)
         self._recorder.modes = program.modes._replace(device_type=model.device.type)

@@ -3,7 +3,7 @@
 A `Run` knows nothing of the model; `walk.py` takes it through a pass.
 """
 
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,7 +23,7 @@ class Run:
         self.values: dict[Node, Any] = {}
         self.done: set[Node] = set()
         self.made: dict[Invoke, int] = {}  # the steps that a generation came to, where that was before what was asked
-        self._uses: Counter[Node] = Counter()
+        self._uses: dict[Node, int] = defaultdict(int)
         self.needed: set[Node] = set()
         self.roots: set[Node] = set()
         self.differentiated: set[Node] = set()  # nodes whose gradient is asked for
@@ -38,18 +38,29 @@ class Run:
 
     def expect(self, plan: Plan, roots: Iterable[Node], alive: Iterable[Node] = ()) -> None:
         """Get ready to run a plan's nodes and to keep the roots, and of what has run what may be asked for again."""
-        self.needed = set(plan.nodes)
+        self.needed, self.roots = set(plan.nodes), set(roots)
+        self.differentiated, self.edited, self.puts = set(), set(), {}
         self._waiting.clear()
-        fresh = [node for node in plan.nodes if node not in self.done]
-        self.differentiated = {one for node in fresh for one in node.differentiates}
-        self.edited = {node.storage.place for node in fresh if isinstance(node, Call) and node.writes}
-        self.puts = {node.place: node for node in plan.changes if isinstance(node, Put)}
-        self.roots = set(roots)
-        uses = [one for node in fresh for one in node.inputs]
-        uses += [*self.roots, *self.puts.values(), *(node for node in fresh if node.is_taken)]
-        uses += [node for node in alive if node in self.done]
-        self._uses = Counter(uses)
-        self.values = {node: value for node, value in self.values.items() if self._uses[node]}
+        self._uses = uses = defaultdict(int, dict.fromkeys(self.roots, 1))
+        for node in plan.changes:
+            if isinstance(node, Put):
+                self.puts[node.place] = node
+                uses[node] += 1
+        for node in plan.nodes:
+            if node not in self.done:
+                self._expect(node)
+        for node in alive:
+            uses[node] += node in self.done
+        if self.values:
+            self.values = {node: value for node, value in self.values.items() if uses[node]}
+
+    def _expect(self, node: Node) -> None:
+        for one in node.inputs:
+            self._uses[one] += 1
+        self._uses[node] += node.is_taken
+        self.differentiated.update(node.differentiates)
+        if isinstance(node, Call) and node.writes:
+            self.edited.add(node.storage.place)
 
     @property
     def keeps_graph(self) -> bool:

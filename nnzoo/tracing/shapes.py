@@ -36,9 +36,10 @@ def firing_order(model: HookedModel) -> list[str]:
 
 
 class Shapes:
-    """The shape of every place of every invoke."""
+    """The hook points of a model in the order in which they fire, and the shape of each for every invoke."""
 
-    def __init__(self, model: HookedModel) -> None:
+    def __init__(self, model: HookedModel, order: dict[str, int]) -> None:
+        self.order, self.hooks = order, list(order)  # each hook point's number, and each number's hook point
         self._sizes = {**model.axis_sizes, "1": 1}
         self._axes = {name: tuple(point.axes.split()) for name, point in model.hook_points.items()}
         self.dtype, self._window = model.dtype, model.window
@@ -50,22 +51,20 @@ class Shapes:
 
     def at(self, hook: str, invoke: Invoke, step: int) -> Tensor:
         """A meta tensor as a hook point will hold it for an invoke in a step."""
-        sizes = self.sizes(hook, invoke, step)
-        key = (hook, tuple(sizes.items()))
-        if key not in self._known:
+        rows, n_pos = invoke.tokens.shape
+        n_keys = n_pos if step == 0 else self._keys(invoke, step)
+        if step > 0 or (invoke.last_only and hook in UNEMBED):
+            n_pos = 1
+        key = (hook, rows, n_pos, n_keys)
+        meta = self._known.get(key)
+        if meta is None:
             if len(self._known) > 4096:
                 self._known.clear()
-            shape = [sizes[axis] if axis in sizes else self._sizes[axis] for axis in self._axes[hook]]
+            sizes = {**self._sizes, "batch": rows, "pos": n_pos, "query": n_pos, "key": n_keys, "key_pos": n_keys}
             dtype = torch.long if hook in _INTEGER else self.dtype
-            self._known[key] = torch.empty(shape, dtype=dtype, device="meta")
-        return self._known[key]
-
-    def sizes(self, hook: str, invoke: Invoke, step: int) -> dict[str, int]:
-        """The lengths of the axes that the prompt decides."""
-        last_only = step > 0 or (hook in UNEMBED and invoke.last_only)
-        n_pos = 1 if last_only else invoke.n_pos
-        n_keys = invoke.n_pos if step == 0 else self._keys(invoke, step)
-        return {"batch": invoke.rows, "pos": n_pos, "query": n_pos, "key": n_keys, "key_pos": n_keys}
+            meta = torch.empty([sizes[axis] for axis in self._axes[hook]], dtype=dtype, device="meta")
+            self._known[key] = meta
+        return meta
 
     def _keys(self, invoke: Invoke, step: int) -> int:
         """How many keys the KV cache hands out: those that some row may still look at."""

@@ -19,8 +19,6 @@ def unneeded_blocks(walk: "Walk", stages: dict[Stage, list[Node]]) -> set[int]:
 
     What goes into a block is not inside it.
     """
-    if not any(isinstance(node, Put) for nodes in stages.values() for node in nodes):
-        return set()
     n_layers = len(walk.model.blocks)
     starts = [walk.order[f"blocks.{k}.hook_resid_pre"] for k in range(n_layers)]
     ends = [walk.order[f"blocks.{k}.hook_resid_post"] for k in range(n_layers)]

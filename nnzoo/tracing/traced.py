@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextvars import ContextVar
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,22 @@ if TYPE_CHECKING:
     from nnzoo.remote.session import RemoteSession
 
 
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What a trace needs to know of a model, which is so as long as that keeps its dtype and its device."""
+
+    dtype: torch.dtype
+    device: torch.device
+    shapes: Shapes
+
+
 class TracedModel(WholeModel):
     """The part of LanguageModel that opens traces."""
 
     tokenizer: Any
     edits: tuple[Edit, ...]
     block_output: str
-    _shapes: Shapes | None = None
+    _facts: "Facts | None" = None
     _checkpoint: Any
     _tracer: ContextVar[Tracer | None]
     _session: ContextVar[Session | None]
@@ -283,12 +293,12 @@ class TracedModel(WholeModel):
         self._tracer.set(running)
 
     @property
-    def shapes(self) -> Shapes:
-        """The shapes of all places, worked out once for the model as it is."""
-        skeleton = self.skeleton
-        if self._shapes is None or self._shapes.dtype != skeleton.dtype:
-            self._shapes = Shapes(skeleton)
-        return self._shapes
+    def facts(self) -> Facts:
+        """What a trace needs to know of the model, worked out once for the model as it is."""
+        device, dtype = self._place_and_kind
+        if self._facts is None or self._facts.dtype != dtype or self._facts.device != device:
+            self._facts = Facts(dtype, device, Shapes(self.skeleton, self.order))
+        return self._facts
 
     # --- prompts -------------------------------------------------------------------------------------------------
 
@@ -298,14 +308,14 @@ class TracedModel(WholeModel):
 
     @property
     def _reader(self) -> Reader:
-        skeleton, pad = self.skeleton, self._checkpoint.origin.generation.get("pad_token_id")
+        facts, skeleton, pad = self.facts, self._skeleton, self._checkpoint.origin.generation.get("pad_token_id")
         return Reader(
             tokenizer=lambda: self.tokenizer,
             d_vocab=skeleton.config.d_vocab,
             d_model=skeleton.config.d_model,
             max_tokens=skeleton.max_tokens,
-            dtype=skeleton.dtype,
-            device=self.device,
+            dtype=facts.dtype,
+            device=facts.device,
             pad_id=pad if isinstance(pad, int) and 0 <= pad < skeleton.config.d_vocab else 0,
         )
 

@@ -67,9 +67,10 @@ class Tracer:
         self.step = 0  # which step of a generation the body speaks of
         self.invokes: list[Invoke] = []
         self._options, self._grad = options, grad  # generate's options; None: one pass of the model
-        self._shapes = model.shapes
+        facts = model.facts
+        self._shapes = facts.shapes
         self._execution: Any = Execution(model, self._shapes, max_batch)
-        self.recorder = Recorder(model.device, model.order, self._execution.look)
+        self.recorder = Recorder(facts.device, model.order, self._execution.look)
         self.recorder.needs_grad = grad
         self.gradients = Gradients(self.recorder)
         self._places = Places(self.recorder, self._shapes, model._skeleton.hook_points)
@@ -121,9 +122,10 @@ class Tracer:
             nodes.append(self._ids_of(self._decoding.heard)._node)  # all steps are made for who hears of them
         self.recorder.roots = nodes
         if nodes or self.recorder.effects:
-            with_graph = self._grad or not self.gradients.any
-            with self._decoding.final(self._execution.decoders):
-                values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
+            with_graph = self._grad or not self.gradients.backwards
+            self._decoding.begin()
+            values = self._execution.finish(self.recorder, nodes, carries_graph=self._grad)
+            self._decoding.end(self._execution.decoders)
             fill_in(lazies, values, with_graph=with_graph)
         self._drop_steps_not_made()
 

@@ -6,8 +6,7 @@ then. At the last stage the pass stops: what lies above is never computed. It ca
 stopped in runs again up to that place, with what the places below it went on with.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
@@ -72,8 +71,8 @@ class Arrival:
 class Walk:
     """A pass that goes as far as it is asked to: through blocks, and through the steps of a generation."""
 
-    def __init__(self, model: HookedModel, invokes: list[Invoke], order: dict[str, int], shapes: Shapes) -> None:
-        self.model, self.order, self.shapes = model, order, shapes
+    def __init__(self, model: HookedModel, invokes: list[Invoke], shapes: Shapes) -> None:
+        self.model, self.order, self.shapes = model, shapes.order, shapes
         self.batch = Batch(invokes)
         self.step = 0
         self._tokens, self._mask = self.batch.tokens, self.batch.attention_mask
@@ -86,7 +85,7 @@ class Walk:
         self.decoders = {i: i.decoder.copy() for i in invokes if i.decoder is not None}
         self._cache = model.new_cache() if self.decoders else None
         self._hooks_at: dict[int, list[str]] = {}  # of each step, where somebody listens
-        self._hooks, self._blocks = list(order), list(model.blocks)
+        self._blocks = list(model.blocks)
         self._busy = False
 
     @property
@@ -121,13 +120,13 @@ class Walk:
 
     def go(self, run: Run, one: Pass) -> None:
         """Run the nodes of all stages, and no more of the model than they need."""
-        self._run, self._stages = run, one.stages
-        stages = one.stages
-        self._hooks_at = {}
-        for stage in stages:
-            if 0 <= stage.order < len(self._hooks) and stage < END:
-                self._hooks_at.setdefault(stage.step, []).append(self._hooks[stage.order])
-        self._last = max((stage for stage in stages if stage != AFTER), default=START)
+        self._run, self._stages, self._hooks_at, self._last = run, one.stages, {}, START
+        hooks = self.shapes.hooks
+        for stage in one.stages:
+            if stage > self._last and stage != AFTER:
+                self._last = stage
+            if 0 <= stage.order < len(hooks) and stage < END:
+                self._hooks_at.setdefault(stage.step, []).append(hooks[stage.order])
         if self._stopped is not None:
             self._stopped.take_puts(run)
             ends = self._layer is not None and self._stopped.hook == f"blocks.{self._layer}.hook_resid_post"
@@ -136,14 +135,20 @@ class Walk:
                 self._leave()
         if self._cache is not None and self._layer is not None:
             self._cache.rewind(self._layer, self.batch.n_pos + self.step - 1 if self.step else 0)
-        with suppress(Halt):
-            self._through_steps()
-        run.run_all(stages.get(AFTER, []))
+        self._through_steps()
+        run.run_all(one.stages.get(AFTER, ()))
 
     def _through_steps(self) -> None:
         while self._last.step >= self.step and not self._ended:
-            with self._listening():
+            station = Station(self.arrive)
+            handles = [self.model.hook_points[hook].attach(station) for hook in self._listened()]
+            try:
                 logits = self._through_blocks()
+            except Halt:
+                return
+            finally:
+                for handle in handles:
+                    handle.remove()
             if self._cache is None:
                 return
             self._choose(logits[:, -1])
@@ -159,7 +164,7 @@ class Walk:
             self._x, self._span = self.model.begin(self._tokens, self._mask, self._cache)
             self._layer = 0
             self._leave()
-        unneeded = unneeded_blocks(self, self._stages) if self._cache is None else ()
+        unneeded = unneeded_blocks(self, self._stages) if self._run.puts and self._cache is None else ()
         for block in self._blocks[self._layer :]:
             if self._layer not in unneeded:
                 self._x = block(self._x, self._span)
@@ -231,15 +236,6 @@ class Walk:
 
     # --- hook points ---------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        handles = [self.model.hook_points[hook].attach(Station(self.arrive)) for hook in self._listened()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def arrive(self, hook: str, value: Tensor) -> Tensor:
         """The pass is at a hook point with a value; what it goes on with."""
         if self._busy:
@@ -256,7 +252,8 @@ class Walk:
             self._run.run_all(nodes)
         finally:
             self._busy = False
-        here.take_puts(self._run)
+        if self._run.puts:
+            here.take_puts(self._run)
         if stage == self._last:
             self._stopped = here
             raise Halt
@@ -278,26 +275,27 @@ class Walk:
 
     def _arrival(self, hook: str, value: Tensor, nodes: list[Node]) -> Arrival:
         """Give each prompt its own part of a value."""
-        views = [node for node in nodes if node.view is not None and node in self._run.differentiated]
-        viewed = {node.storage.place for node in views}
-        edited = self._run.edited
-        places, pieces = [], dict[Place, Tensor]()
+        run = self._run
+        places: list[Place] = []
+        pieces: dict[Place, Tensor] = {}
+        views = [n for n in nodes if n.view is not None and n in run.differentiated] if run.differentiated else []
+        viewed = {node.storage.place for node in views} if views else ()
         for rows, invoke in self.batch.rows:
             place = invoke.places.get((hook, self.step))
-            if place is None or not self._run.is_reached(place.arrived):
+            if place is None or not run.is_reached(place.arrived):
                 continue
             places.append(place)
             piece = self.batch.own(value, self.shapes.axes(hook), rows, place.arrived.meta.shape)
-            if place not in edited:
+            if place not in run.edited:
                 piece = piece.contiguous()  # as it is when the prompt runs alone
-            followed = place.arrived in self._run.differentiated or place in viewed
+            followed = place.arrived in run.differentiated or place in viewed
             if followed:  # an alias, whose gradient is that of this place alone
                 piece = piece.view_as(piece) if piece.requires_grad else piece.detach().requires_grad_()
-            if place in edited:
+            if place in run.edited:
                 piece = piece.clone(memory_format=torch.contiguous_format)  # nobody else's memory is edited
-            if place in edited or followed:
+            if place in run.edited or followed:
                 pieces[place] = piece
-            self._run.give(place.arrived, piece)
+            run.give(place.arrived, piece)
         return Arrival(hook, value, places, pieces, views)
 
     def _put_back(self, value: Tensor, changed: dict[Place, Tensor]) -> Tensor:

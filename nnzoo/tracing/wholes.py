@@ -9,7 +9,6 @@ is replaced is no part of a whole that was read before.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ class Wholes:
         self._written_into: set[Node] = set()
         self._graded: set[Node] = set()
         self._is_copying = False
-        recorder.special["grad"] = partial(self._grad, recorder.special["grad"])
+        recorder.gradients.wholes = self
 
     def of(self, pieces: Sequence[Node], axes: Sequence[str], hook: str) -> Node:
         """Prompts' values in one tensor, padded on the left: always the same for the same values."""
@@ -99,7 +98,7 @@ class Wholes:
 
     # --- gradients -----------------------------------------------------------------------------------------------
 
-    def _grad(self, answer: Callable, fn: Callable, args: tuple, kwargs: dict) -> Any:
+    def grad(self, answer: Callable, fn: Callable, args: tuple, kwargs: dict) -> Any:
         """Answer for a whole by its prompts' values, which are what the model goes on with."""
         is_grad = fn is torch.autograd.grad
         of = [*args, *kwargs.values()] if is_grad else args[:1]

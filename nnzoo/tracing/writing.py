@@ -116,10 +116,13 @@ class Writer:
         **fields: Any,
     ) -> Any:
         """A node after all writes that its inputs must have seen."""
-        after = tuple(node.storage.writes[-1] for node in inputs if node.storage.writes)
+        after: tuple[Node, ...] = ()
+        if inputs:
+            after = tuple([node.storage.writes[-1] for node in inputs if node.storage.writes])
+            needs = together((*inputs, *after))
         node = kind(
             index=len(self.nodes),
-            needs=together((*inputs, *after)) if inputs else needs,
+            needs=needs,
             storage=Storage() if storage is None else storage,
             line=user_line(),
             inputs=inputs,
