@@ -27,6 +27,12 @@ class KVCache:
         """Add a pass's keys and values to a layer; what comes back are all from `oldest` on."""
         return self._layers[layer].append(k, v, self.oldest)
 
+    def first(
+        self, layer: int, length: int
+    ) -> tuple[Float[Tensor, "batch pos kv_head d_head"], Float[Tensor, "batch pos kv_head d_head"]]:
+        """A layer's keys and values of the first `length` tokens, where none has left the window."""
+        return self._layers[layer].first(length)
+
     def rewind(self, layer: int, length: int) -> None:
         """Forget what the blocks from `layer` on have read after the first `length` tokens."""
         for one in self._layers[layer:]:
@@ -74,6 +80,9 @@ class LayerCache:
         self._used, self.seen = end, self.seen + k.shape[1]
         first = oldest - (self.seen - end)
         return self._k[:, first:end], self._v[:, first:end]
+
+    def first(self, length: int) -> tuple[Tensor, Tensor]:
+        return self._k[:, :length], self._v[:, :length]
 
     def rewind(self, length: int) -> None:
         """Forget the tokens after the first `length`."""

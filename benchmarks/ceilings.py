@@ -1,22 +1,25 @@
 """What the machine gives at most, and what a model's matrix products cost with nothing between them."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Effort, alternate, timed
+from benchmarks.measure import alternate, timed
 from benchmarks.report import Row
+from benchmarks.setup import Setup
 from nnzoo.architectures.gpt2 import Conv1D
 from nnzoo.architectures.hooked_model import HookedModel, Unembed
 
 SUBJECT = "The machine"
 
 
-def rows(*, effort: Effort, copied: int = 2**28, width: int = 2048) -> list[Row]:
+def rows(setup: Setup, copied: int = 2**28, width: int = 2048) -> list[Row]:
     """Bandwidth of a copy of so many bytes, and the rate of a product of two square matrices."""
-    source, target = (torch.ones(copied // 4) for _ in range(2))
-    square = torch.rand(width, width)
+    source, target = (torch.ones(copied // 4, device=setup.device) for _ in range(2))
+    square = torch.rand(width, width).to(setup.device, setup.dtype)
     turns = alternate(
-        {"copy": timed(lambda: target.copy_(source)), "product": timed(lambda: square @ square)}, effort=effort
+        {"copy": timed(lambda: target.copy_(source)), "product": timed(lambda: square @ square)}, setup.effort
     )
     bandwidth = 2 * copied / turns.median("copy") / 1e9
     rate = 2 * width**3 / turns.median("product") / 1e9
@@ -27,18 +30,25 @@ def rows(*, effort: Effort, copied: int = 2**28, width: int = 2048) -> list[Row]
 
 
 class Products:
-    """A model's matrix products with its own weights, on random inputs, one after the other."""
+    """A model's matrix products with its own weights, on random inputs, one after the other.
 
-    def __init__(self, model: HookedModel, n_tokens: int) -> None:
-        weights = [_inward(module) for module in model.modules() if isinstance(module, (Conv1D, nn.Linear, Unembed))]
-        inputs = {d_in: torch.randn(n_tokens, d_in) for d_in in {len(weight) for weight in weights}}
-        self.pairs = [(inputs[len(weight)], weight) for weight in weights]
+    `unembedded` says of how many tokens the logits are made; by default of all.
+    """
+
+    def __init__(self, model: HookedModel, n_tokens: int, unembedded: int | None = None) -> None:
+        self.pairs = [(x[: unembedded if last else n_tokens], w) for x, w, last in _inputs(model, n_tokens)]
 
     def __call__(self) -> None:
         for x, weight in self.pairs:
             torch.mm(x, weight)
 
 
-def _inward(module: nn.Module) -> Tensor:
-    """A weight as [d_in, d_out]."""
-    return module.weight if isinstance(module, Conv1D) else module.weight.t()
+def _inputs(model: HookedModel, n_tokens: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Random inputs and the weight [d_in, d_out] of every product, and whether it is the unembedding."""
+    inputs: dict[int, Tensor] = {}
+    for module in model.modules():
+        if isinstance(module, (Conv1D, nn.Linear, Unembed)):
+            weight = module.weight if isinstance(module, Conv1D) else module.weight.t()
+            if len(weight) not in inputs:
+                inputs[len(weight)] = torch.randn(n_tokens, len(weight)).to(weight)
+            yield inputs[len(weight)], weight, isinstance(module, Unembed)

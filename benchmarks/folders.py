@@ -23,6 +23,8 @@ class Size:
     d_mlp: int
     d_vocab: int
     tiny: bool = False  # its time is overhead, and its targets are others
+    n_ctx: int = 1024
+    n_kv_heads: int | None = None  # None: n_heads
 
     def folder(self, home: Path) -> Path:
         """Its checkpoint below `home`, written if it is not there."""
@@ -38,6 +40,8 @@ SIZES = [
     Size("tiny GPT-2", "gpt2", 12, 96, 4, 384, 1000, tiny=True),
     Size("tiny LLaMA", "llama", 12, 96, 4, 256, 1000, tiny=True),
 ]
+ON_GPU = [SIZES[0], Size("LLaMA 1B", "llama", 16, 2048, 32, 8192, 128256, n_kv_heads=8)]
+GROWING = Size("LLaMA 13M", "llama", 12, 256, 8, 1024, 1000, n_ctx=2048)
 MINIATURES = [
     Size("GPT-2 miniature", "gpt2", 2, 16, 2, 32, 100),
     Size("LLaMA miniature", "llama", 2, 16, 2, 32, 100, tiny=True),
@@ -64,9 +68,11 @@ def _settings(size: Size) -> dict[str, Any]:
         "hidden_size": size.d_model,
         "num_hidden_layers": size.n_layers,
         "num_attention_heads": size.n_heads,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": size.n_ctx,
     }
-    return shared | {"n_inner" if size.family == "gpt2" else "intermediate_size": size.d_mlp}
+    if size.family == "gpt2":
+        return shared | {"n_inner": size.d_mlp}
+    return shared | {"intermediate_size": size.d_mlp, "num_key_value_heads": size.n_kv_heads or size.n_heads}
 
 
 def _write_tokenizer(path: Path) -> None:

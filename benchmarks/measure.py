@@ -14,6 +14,7 @@ import torch
 Job = Callable[[], float]  # does its work, and says how many seconds it took
 
 SAMPLE = 0.02  # seconds a sample lasts at least, by repeating the work
+LONG = 2.0  # seconds of work that needs no call before it
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,27 @@ ONCE = Effort(seconds=0, rounds=1)  # says that it runs, and nothing of how fast
 def timed(work: Callable[[], object]) -> Job:
     """A job from a function: each sample is a call that is not counted, then enough that are.
 
-    The first call brings code, weights and threads back from wherever the neighbour's turn has left them.
+    The first call brings code, weights and threads back from wherever the neighbour's turn has left them; where it
+    takes seconds that is lost in it, and it counts.
     """
 
     def job() -> float:
-        repeat = max(1, round(SAMPLE / _seconds(work, 1)))
-        return _seconds(work, repeat) / repeat
+        first = _seconds(work, 1)
+        repeat = max(1, round(SAMPLE / first))
+        return first if first > LONG else _seconds(work, repeat) / repeat
 
     return job
 
 
 def _seconds(work: Callable[[], object], repeat: int) -> float:
     # with one thread, its own time on the processor: other programs cannot stretch that
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    on_gpu = torch.cuda.is_initialized()
+    clock = time.thread_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
     start = clock()
     for _ in range(repeat):
         work()
+    if on_gpu:
+        torch.cuda.synchronize()
     return clock() - start
 
 

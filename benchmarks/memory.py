@@ -6,15 +6,15 @@ Each figure is of a process of its own: how far its resident memory rises, at it
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.folders import Size
-from benchmarks.peers import Peer
+from benchmarks.peers import able
 from benchmarks.report import Row, plain_row
+from benchmarks.setup import Setup
 
 SUBJECT = "Memory of a trace that saves one layer"
-SHAPE = (8, 256)  # batch, pos
+SHAPE = (32, 512)  # batch, pos
 
 CODE = """
 import json, re, sys
@@ -44,20 +44,19 @@ SLICE = OURS | {"read": "blocks[layer].output[0][:, -1]"}
 NNSIGHT = {"imports": "from nnsight import LanguageModel", "read": "blocks[layer].output"}
 
 
-def rows(size: Size, home: Path, peers: Sequence[Peer]) -> list[Row]:
+def rows(size: Size, setup: Setup) -> list[Row]:
     """Peaks for a layer near the ground and for one near the roof, and of nnsight; then what a saved slice keeps."""
-    folder, low, high = size.folder(home), 1, size.n_layers - 1
+    folder, low, high = size.folder(setup.home), 1, size.n_layers - 1
     work = "{}, {}x{}".format(size.name, *SHAPE)
     shallow, _ = measured(sys.executable, OURS, folder, low)
     deep, _ = measured(sys.executable, OURS, folder, high)
     _, kept = measured(sys.executable, SLICE, folder, low)
     found = [plain_row(SUBJECT, f"{work}: peak, layer {high}", deep, f"layer {low} {shallow:.3g} MiB", deep / shallow)]
-    for peer in peers:
-        if "trace" in peer.work and size.family in peer.families:
-            theirs, _ = measured(peer.python(home), NNSIGHT, folder, high)
-            found.append(
-                plain_row(SUBJECT, f"{work}: peak, layer {high}", deep, f"{peer.name} {theirs:.3g} MiB", deep / theirs)
-            )
+    for peer in able(setup.peers, "trace", size):
+        theirs, _ = measured(peer.python(setup.home), NNSIGHT, folder, high)
+        found.append(
+            plain_row(SUBJECT, f"{work}: peak, layer {high}", deep, f"{peer.name} {theirs:.3g} MiB", deep / theirs, 0.5)
+        )
     whole = SHAPE[0] * SHAPE[1] * size.d_model * 4 / 2**20
     found.append(
         plain_row(SUBJECT, f"{work}: kept by a saved last position", kept, f"the layer {whole:.3g} MiB", kept / whole)

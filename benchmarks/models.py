@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from benchmarks.folders import Size
+from benchmarks.setup import Setup
 from nnzoo import LanguageModel
 from nnzoo.architectures.hooked_model import HookedModel
 
@@ -21,15 +23,15 @@ class Pair:
     """One checkpoint, as transformers and as nnzoo read it."""
 
     size: Size
-    home: Path
+    setup: Setup
 
     @cached_property
     def folder(self) -> Path:
-        return self.size.folder(self.home)
+        return self.size.folder(self.setup.home)
 
     @cached_property
     def language_model(self) -> LanguageModel:
-        return LanguageModel(self.folder).dispatch()
+        return LanguageModel(self.folder, device=self.setup.device, dtype=self.setup.dtype).dispatch()
 
     @property
     def ours(self) -> HookedModel:
@@ -37,8 +39,16 @@ class Pair:
 
     @cached_property
     def theirs(self) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(self.folder, attn_implementation="sdpa").eval()
+        how = {"attn_implementation": "sdpa", "dtype": self.setup.dtype}
+        return AutoModelForCausalLM.from_pretrained(self.folder, **how).eval().to(self.setup.device)
 
     def tokens(self, batch: int, n_pos: int) -> Tensor:
         """Random ids, the same ones every time."""
-        return torch.randint(0, self.size.d_vocab, (batch, n_pos), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(0, self.size.d_vocab, (batch, n_pos), generator=torch.Generator().manual_seed(0))
+        return ids.to(self.setup.device)
+
+    @property
+    def blocks(self) -> Any:
+        """The decoder blocks, by Hugging Face's path."""
+        model = self.language_model
+        return model.transformer.h if self.size.family == "gpt2" else model.model.layers

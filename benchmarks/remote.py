@@ -7,16 +7,17 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.measure import Effort, Job, alternate
+from benchmarks.measure import Job, alternate
 from benchmarks.report import Row, bound_row, show
 from benchmarks.serving import MODEL, Server, processor_seconds
+from benchmarks.setup import Setup
 from nnzoo import LanguageModel
 
 SUBJECT = "Remote trace that saves one layer, loopback"
 OVERHEAD = 15.0  # milliseconds
 
 
-def rows(effort: Effort) -> list[Row]:
+def rows(setup: Setup) -> list[Row]:
     """Beyond the same trace here, by the clock; and each process's time on a core, which others cannot stretch."""
     model = LanguageModel(MODEL)
     with TemporaryDirectory() as folder, Server([MODEL], data=Path(folder)) as server:
@@ -30,7 +31,7 @@ def rows(effort: Effort) -> list[Row]:
             return trace
 
         remote = traced(server.url)
-        turns = alternate({"remote": by_the_clock(remote), "local": by_the_clock(traced(False))}, effort)
+        turns = alternate({"remote": by_the_clock(remote), "local": by_the_clock(traced(False))}, setup.effort)
         cores = on_all_cores(remote, server)
     beyond, local = 1e3 * turns.difference("remote", "local"), f"local {show(turns.median('local'))}"
     return [

@@ -56,9 +56,12 @@ def bound_row(subject: str, work: str, ours: float, bound: float, unit: str, oth
     return Row(subject, work, f"{ours:.3g} {unit}", other, "", f"<= {bound:g} {unit}", ours <= bound)
 
 
-def plain_row(subject: str, work: str, ours: float, other: str, ratio: float) -> Row:
-    """A figure in MiB beside another one."""
-    return Row(subject, work, f"{ours:.3g} MiB", other, f"{ratio:.2f}x")
+def plain_row(subject: str, work: str, ours: float, other: str, ratio: float, target: float | None = None) -> Row:
+    """A figure in MiB beside another one, whose ratio should be at most `target`."""
+    bound = "" if target is None else f"<= {target:g}x"
+    return Row(
+        subject, work, f"{ours:.3g} MiB", other, f"{ratio:.2f}x", bound, None if target is None else ratio <= target
+    )
 
 
 def show(seconds: float) -> str:
@@ -73,24 +76,28 @@ def show(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
-def page(rows: Iterable[Row]) -> str:
-    """The whole page, a table for each subject."""
-    tables = [HEAD, machine()]
+def page(rows: Iterable[Row], dtype: str, picture: Path | None = None) -> str:
+    """The whole page, a table for each subject, and a picture at its end."""
+    tables = [HEAD, machine(dtype)]
     for subject, group in groupby(rows, key=lambda row: row.subject):
         lines = [f"## {subject}", "", "| work | nnzoo | other | ratio | target | met |", "|---|---|---|---|---|---|"]
         tables.append("\n".join([*lines, *map(str, group)]) + "\n")
+    if picture is not None:
+        tables.append(f"![time against size, both axes logarithmic]({picture.name})\n")
     return "\n".join(tables)
 
 
-def machine() -> str:
+def machine(dtype: str) -> str:
     """What the figures were measured on."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     return (
-        f"{_processor()}, {torch.get_num_threads()} threads, float32. Python {platform.python_version()}, {versions}.\n"
+        f"{_processor()}, {torch.get_num_threads()} threads, {dtype}. Python {platform.python_version()}, {versions}.\n"
     )
 
 
 def _processor() -> str:
+    if torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

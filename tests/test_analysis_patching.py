@@ -8,7 +8,7 @@ import torch
 from families import PLAIN, ids, theirs
 from families import ours as hf_ours
 from nnzoo import LanguageModel, load
-from nnzoo.analysis import patch_activations
+from nnzoo.analysis import Logit, patch_activations
 from nnzoo.architectures.names import get_act_name
 from small_models import FAMILIES, POS, difference, prompts, small
 
@@ -17,7 +17,7 @@ TOLERANCE = {"gpt2": 1e-10, "llama": 1e-6, "mistral": 1e-6}
 SITES = [
     ("resid_pre", None), ("resid_mid", "pos"), ("resid_post", "pos"), ("attn_out", "pos"), ("mlp_out", "pos"),
     ("z", None), ("z", "pos head"), ("q", "head"), ("k", "head pos"), ("v", "head"), ("pattern", "head"),
-    ("attn_scores", "head key"), ("post", "d_mlp"), ("result", "head"), ("mlp_out", ""),
+    ("attn_scores", "head key"), ("pattern", "head query"), ("post", "d_mlp"), ("result", "head"), ("mlp_out", ""),
 ]  # fmt: skip
 
 
@@ -105,6 +105,53 @@ def test_padded_prompts_are_patched_as_each_alone():
         for i, pair in enumerate([(" Paris", " Rome"), (" Rome", " Paris")])
     ]
     assert difference(together.values, torch.stack(alone).mean(dim=0)) < 1e-10
+
+
+def test_padded_prompts_are_patched_position_by_position_as_each_alone():
+    model = load("nnzoo/tiny-llama").double()
+    clean = ["The capital of France is", "Everyone knows that the capital of Italy is"]
+    corrupted = ["The capital of Italy is", "Everyone knows that the capital of France is"]
+    answers = [(" Paris", " Rome"), (" Rome", " Paris")]
+    together = patch_activations(model, corrupted, clean, tuple(map(list, zip(*answers, strict=True))), at="resid_mid")
+    short, long = (
+        patch_activations(model, corrupted[i], clean[i], answers[i], at="resid_mid").change.values for i in (0, 1)
+    )
+    padding = long.shape[1] - short.shape[1]
+    expected = (torch.nn.functional.pad(short, (padding, 0)) + long) / 2
+    assert padding > 0
+    assert difference(together.change.values, expected) < TOLERANCE["llama"]
+
+
+@pytest.mark.parametrize("at", ["resid_pre", "attn_out", "pattern"])
+def test_nothing_left_of_a_patch_runs_again(at):
+    model, base, source = small("gpt2"), prompts(), prompts()
+    read = []
+    handle = model.blocks[1].mlp.register_forward_pre_hook(lambda module, args: read.append(args[0].shape[:2].numel()))
+    patch_activations(model, base, source, 3, at=at, by="query" if at == "pattern" else "pos", batch_size=1)
+    handle.remove()
+    whole, patches = 3 * POS, 2 * 3 * sum(range(1, POS + 1))
+    assert sum(read) == (1 + 1 + 1) * whole + patches  # base, source and the source's values
+
+
+def test_hooks_on_the_model_see_whole_prompts():
+    model, base, source = small("mistral"), prompts(), prompts()
+    places = torch.rand(POS, 1, dtype=torch.float64)
+    with model.hooks([("blocks.1.hook_mlp_out", lambda value, hook: value * places)]):
+        found = patch_activations(model, base, source, last_difference)
+        with torch.no_grad():
+            expected = one_by_one(model, base, source, last_difference, "resid_pre", "pos")
+    assert difference(found.values, expected) < TOLERANCE["mistral"]
+
+
+@pytest.mark.parametrize("position", [0, 2, -2])
+def test_a_metric_may_read_any_position(family, position):
+    model, base, source = small(family), prompts(), prompts()
+    found = patch_activations(model, base, source, Logit(torch.tensor([3]), position=position))
+    assert (
+        difference(found.values, patch_activations(model, base, source, lambda logits: logits[:, position, 3]).values)
+        < (TOLERANCE[family])
+    )
+    assert found.values.std() > 1e-3
 
 
 @ids(PLAIN)

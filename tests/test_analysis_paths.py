@@ -1,5 +1,7 @@
 """Path patching, gradients and causal tracing, against single runs with hooks and against finite differences."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -29,13 +31,13 @@ def metric(logits):
     return logits[:, -1, 3] - logits[:, -1, 5]
 
 
-def put(kept, head=None):
-    """A hook that puts back what a cache holds: all of it, or one head's."""
+def put(kept, head=None, position=slice(None)):
+    """A hook that puts back what a cache holds: all of it, or one head's, or one head's at a position."""
 
     def hook(value, hook):
         if head is None:
             return kept[hook.name]
-        value[:, :, head] = kept[hook.name][:, :, head]
+        value[:, position, head] = kept[hook.name][:, position, head]
         return value
 
     return hook
@@ -44,12 +46,12 @@ def put(kept, head=None):
 # --- paths ----------------------------------------------------------------------------------------------------------
 
 
-def by_hooks(model, base, source, sender, receivers, into, through_mlps):
+def by_hooks(model, base, source, sender, receivers, into, through_mlps, position=slice(None)):
     """Wang et al.'s three runs, with hooks alone."""
     _, old = model.run_with_cache(base)
     _, new = model.run_with_cache(source)
     layer, head = sender
-    freeze = [("*attn.hook_z", put(old)), (f"blocks.{layer}.attn.hook_z", put(new, head))]
+    freeze = [("*attn.hook_z", put(old)), (f"blocks.{layer}.attn.hook_z", put(new, head, position))]
     if not through_mlps:
         freeze.append(("*hook_mlp_out", put(old)))
     kept = {}
@@ -81,6 +83,18 @@ def test_a_path_is_three_runs_with_hooks(family, receivers, into, through_mlps):
     assert found.change.values[0].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("receivers", "into"), [(None, "q"), ([(2, 1), (1, 3), (2, 3)], "k"), ([(2, 0)], "q")])
+@torch.no_grad()
+def test_a_path_from_one_position_is_three_runs_with_hooks(family, receivers, into):
+    model, base, source = small(family, n_layers=3), prompts(), prompts()
+    found = patch_paths(model, base, source, metric, receivers=receivers, into=into, by="head pos")
+    assert found.shape == {"layer": 3, "head": 4, "pos": 7}
+    for layer, head, pos in product(range(3), (0, 3), (0, 3, 6)):
+        expected = by_hooks(model, base, source, (layer, head), receivers, into, True, position=pos)
+        assert difference(found.values[layer, head, pos], expected) < 10 * TOLERANCE[family]
+    assert found.change.values[0].abs().max() > 1e-3
+
+
 def test_paths_from_the_last_layer_are_its_heads_patched(family):
     model, base, source = small(family), prompts(), prompts()
     direct = patch_paths(model, base, source, (3, 5))
@@ -97,6 +111,8 @@ def test_receivers_that_are_not_there_are_refused():
         patch_paths(model, *two, 3, receivers=[])
     with pytest.raises(ValueError, match="into is 'q', 'k' or 'v', not 'z'"):
         patch_paths(model, *two, 3, receivers=[(1, 1)], into="z")
+    with pytest.raises(ValueError, match="gone through by 'head' or by 'head pos', not 'pos'"):
+        patch_paths(model, *two, 3, by="pos")
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from nnzoo.analysis import (
     logit_lens,
     repeated_tokens,
     token_losses,
+    train_tuned_lens,
 )
 from small_models import FAMILIES, difference, prompts, small
 
@@ -55,6 +56,41 @@ def test_the_rank_of_a_target_is_how_many_tokens_are_likelier():
     assert difference(lens.values, lens.logits.softmax(dim=-1)[..., 3]) < 1e-10
     each = logit_lens(model, tokens, tokens[0, 1:].tolist(), positions=range(6))
     assert difference(each.values[-1], model(tokens)[0, :-1].softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0]) < 1e-6
+
+
+@ids(PLAIN)
+def test_a_tuned_lens_is_a_map_before_the_norm_of_transformers(family, setting):
+    model, other, tokens = hf_ours(family, setting), theirs(family, setting), torch.randint(0, 97, (2, 9))
+    tuned = train_tuned_lens(model, tokens, at="resid_pre", layers=[0, 2], steps=3, learning_rate=0.1)
+    with torch.no_grad():
+        out = other(tokens[:1], output_hidden_states=True)
+        norm = other.transformer.ln_f if family == "gpt2" else other.model.norm
+        for row, layer in enumerate((0, 2)):
+            x = out.hidden_states[layer][0]
+            expected = other.lm_head(norm(x + x @ tuned.weight[row] + tuned.bias[row]))
+            assert difference(logit_lens(model, tokens[:1], at="resid_pre", tuned=tuned).logits[row], expected) < 1e-6
+    assert tuned.weight.std() > 1e-2 and tuned.bias.std() > 1e-2
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_tuned_lens_foresees_the_end_better_than_the_logit_lens():
+    model = LanguageModel("nnzoo/tiny-gpt2")
+    names = ["France", "Italy", "Spain", "Japan", "Norway"]
+    texts = [f"{start} capital of {name} is" for start in ("The", "Everyone knows that the") for name in names]
+    seen, unseen = texts[1:5] + texts[6:], texts[0]
+    raw, tuned = (train_tuned_lens(model, seen, steps=steps) for steps in (0, 60))
+    assert (tuned.divergence.values < 0.7 * raw.divergence.values)[:-1].all()
+    last = model(unseen)[0].log_softmax(dim=-1)
+
+    def missed(lens):
+        said = logit_lens(model, unseen, tuned=lens).logits.log_softmax(dim=-1)
+        return (last.exp() * (last - said)).sum(dim=-1).mean(dim=-1)
+
+    assert (missed(tuned) < missed(raw))[:-1].all()
+    assert difference(missed(raw), missed(None)) == 0
+    assert difference(train_tuned_lens(model, unseen, steps=0).divergence.values, missed(None)) < 1e-4
+    with pytest.raises(ValueError, match=r"tuned at resid_post of layers \[0, 1, 2, 3\], not at resid_pre of"):
+        logit_lens(model, unseen, at="resid_pre", tuned=tuned)
 
 
 def test_what_a_lens_cannot_show_is_refused():

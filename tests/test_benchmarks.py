@@ -4,10 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import torch
 
+from benchmarks import patching
 from layout import ROOT
 
 SECTIONS = {
@@ -15,20 +19,27 @@ SECTIONS = {
     "Forward pass, nobody listening": 2 * (2 + 1),  # two figures for each shape of a miniature
     "Forward pass with a full cache": 2 * (2 + 1),
     "Trace that saves the middle layer": 2 + 1,
+    "Trace that reads only the last position's logits": 2 * 2,
     "Many prompts in one trace": 2,
-    "Greedy generation": 2,
-    "Patching all layers and positions": 2,
+    "Greedy generation": 2 * (2 + 1),
+    "Patching all layers and positions, and all heads": 2 * 2,
     "Memory of a trace that saves one layer": 2,
     "Loading a checkpoint": 3,
     "Importing": 1,
     "Remote trace that saves one layer, loopback": 2,
+    "How cost grows": 8,
 }
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run keeps things."""
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+@pytest.fixture(scope="module")
+def page(home: Path) -> str:
     """What a run of everything writes."""
-    home: Path = tmp_path_factory.mktemp("benchmarks")
     results = home / "RESULTS.md"
     command = [sys.executable, "-m", "benchmarks.run", "--miniature", "--threads", "1"]
     command += ["--home", str(home), "--results", str(results)]
@@ -57,6 +68,23 @@ def test_every_row_has_a_figure_and_a_verdict_where_there_is_a_target(page, titl
         assert re.search(r"\d", ours + other), work
         assert bool(ratio) == (target.endswith("x") or (bool(ours) and not target)), work
         assert (met in ("yes", "**no**")) == bool(target), work
+
+
+def test_the_picture_has_a_panel_for_each_way_to_grow(page, home):
+    assert "](growth.svg)" in page
+    drawn = ElementTree.parse(home / "growth.svg").getroot()
+    titles = [text.text for text in drawn.findall(".//{*}text") if text.get("class") == "title"]
+    assert len(titles) == SECTIONS["How cost grows"]
+    assert {line.get("class") for line in drawn.findall(".//{*}path")} == {"a", "b"}
+    assert "nan" not in ElementTree.tostring(drawn, encoding="unicode")
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_sweeps_that_give_other_numbers_are_no_comparison(offset):
+    ours = torch.randn(3, 4)
+    others = {"somebody": ours.flatten() + 1e-5, "a peer": ours.flatten() + offset}
+    with pytest.raises(ValueError, match="a peer gives other numbers") if offset else nullcontext():
+        patching.agree(ours, others)
 
 
 def test_the_page_has_no_other_sections(page):

@@ -3,13 +3,13 @@
 from functools import cache
 
 import torch
-from answer import NEW, serve
+from answer import DEVICE, DTYPE, NEW, serve
 from nnsight import LanguageModel
 
 
 @cache
 def model_of(folder):
-    return LanguageModel(folder, dispatch=True)
+    return LanguageModel(folder, dispatch=True, dtype=DTYPE).to(DEVICE)
 
 
 def trace(folder, tokens):
@@ -74,7 +74,31 @@ def patching(folder, tokens):
                     logits = model.output.logits
                     preference = (logits[:, -1, 1] - logits[:, -1, 2]).mean().save()
                 found.append(preference)
-        return found
+        return torch.stack(found)
+
+    return work
+
+
+def patching_of_heads(folder, tokens):
+    model, blocks, clean = model_of(folder), blocks_of(folder), tokens.roll(1)
+    mixed = [block.attn.c_proj if hasattr(block, "attn") else block.self_attn.o_proj for block in blocks]
+    n_heads = model.config.num_attention_heads
+    width = model.config.hidden_size // n_heads
+
+    def work():
+        values, found = [], []
+        with torch.no_grad(), model.trace(clean):
+            for one in mixed:
+                values.append(one.input.save())
+        for one, value in zip(mixed, values, strict=True):
+            for head in range(n_heads):
+                part = slice(head * width, (head + 1) * width)
+                with torch.no_grad(), model.trace(tokens):
+                    one.input[:, :, part] = value[:, :, part]
+                    logits = model.output.logits
+                    preference = (logits[:, -1, 1] - logits[:, -1, 2]).mean().save()
+                found.append(preference)
+        return torch.stack(found)
 
     return work
 
@@ -98,5 +122,6 @@ serve(
         "invokes": invokes,
         "generate": generate,
         "patching": patching,
+        "patching of heads": patching_of_heads,
     }
 )

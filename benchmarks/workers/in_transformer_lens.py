@@ -1,13 +1,15 @@
-"""TransformerLens's side: forward, cache, generation, patching of a GPT-2 with random weights of the folder's sizes."""
+"""TransformerLens's side: forward, cache, generation, patching of a folder's GPT-2."""
 
 import json
 import os
 from functools import cache
 
 import torch
-from answer import NEW, serve
+from answer import DEVICE, DTYPE, NEW, serve
 from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.patching import get_act_patch_resid_pre
+from transformer_lens.patching import get_act_patch_attn_head_out_all_pos, get_act_patch_resid_pre
+from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+from transformers import GPT2LMHeadModel
 
 
 @cache
@@ -25,9 +27,13 @@ def model_of(folder):
         act_fn="gelu_new",
         normalization_type="LN",
         default_prepend_bos=False,
-        device="cpu",
+        device=DEVICE,
+        dtype=DTYPE,
     )
-    return HookedTransformer(config).eval()
+    model = HookedTransformer(config)
+    weights = GPT2LMHeadModel.from_pretrained(folder, dtype=DTYPE)
+    model.load_state_dict(convert_gpt2_weights(weights.to(DEVICE), config), strict=False)
+    return model.eval()
 
 
 def forward(folder, tokens):
@@ -46,7 +52,7 @@ def generate(folder, tokens):
     return lambda: model.generate(tokens, max_new_tokens=NEW, **settings)
 
 
-def patching(folder, tokens):
+def patching(folder, tokens, sweep=get_act_patch_resid_pre):
     model, clean = model_of(folder), tokens.roll(1)
 
     def preference(logits):
@@ -54,9 +60,21 @@ def patching(folder, tokens):
 
     def work():
         _, cache = model.run_with_cache(clean)
-        return get_act_patch_resid_pre(model, tokens, cache, preference)
+        return sweep(model, tokens, cache, preference)
 
     return torch.no_grad()(work)
 
 
-serve({"forward": forward, "cache": cached, "generate": generate, "patching": patching})
+def patching_of_heads(folder, tokens):
+    return patching(folder, tokens, get_act_patch_attn_head_out_all_pos)
+
+
+serve(
+    {
+        "forward": forward,
+        "cache": cached,
+        "generate": generate,
+        "patching": patching,
+        "patching of heads": patching_of_heads,
+    }
+)

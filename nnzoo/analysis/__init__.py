@@ -43,6 +43,7 @@ from nnzoo.analysis.sae import SAE, SAEConfig, Spliced, feature_activations, spl
 from nnzoo.analysis.sae_files import load_sae
 from nnzoo.analysis.steering import SteeringVector, steering_vector
 from nnzoo.analysis.steps import Steps, generation_steps
+from nnzoo.analysis.tuned_lens import TunedLens, train_tuned_lens
 
 __all__ = [
     "SAE",
@@ -61,6 +62,7 @@ __all__ = [
     "Spliced",
     "SteeringVector",
     "Steps",
+    "TunedLens",
     "ablate",
     "ablated",
     "attention_patterns",
@@ -90,4 +92,5 @@ __all__ = [
     "steering_vector",
     "token_losses",
     "train_probe",
+    "train_tuned_lens",
 ]

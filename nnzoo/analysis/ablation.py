@@ -14,7 +14,7 @@ from torch import Tensor
 from nnzoo.analysis.metrics import Metric
 from nnzoo.analysis.results import POSITIONS, Effects
 from nnzoo.analysis.sites import sites_of, values_at
-from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens
+from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens, exclusive, lock_of
 from nnzoo.analysis.sweep import Base
 from nnzoo.architectures.hooked_model import Hooks
 from nnzoo.architectures.hooks import HookFunction, HookPoint
@@ -22,6 +22,7 @@ from nnzoo.architectures.hooks import HookFunction, HookPoint
 MODES = ("zero", "mean", "resample")
 
 
+@exclusive
 def ablate(
     model: Model,
     prompts: Prompts,
@@ -140,7 +141,7 @@ def ablated(
             raise ValueError(f"there is no head {head} in layer {layer}: the model has {size}")
     means = _means(subject, [name for name, _ in places], mode, reference)
     hooks: Hooks = [(name, _silencing(head, means.get(name))) for name, head in places]
-    with subject.native.hooks(hooks):
+    with lock_of(model), subject.native.hooks(hooks):
         yield
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnzoo.analysis.results import Axis, Result
 from nnzoo.analysis.sites import sites_of
-from nnzoo.analysis.subject import Model, Subject
+from nnzoo.analysis.subject import Model, Subject, exclusive
 from nnzoo.architectures.html import LINE, POSITIVE, picture, shown
 
 SEEN = 0.005  # a weight below this is as white as none
@@ -96,6 +96,7 @@ def _room(axis: Axis) -> int:
     return 8 + 6 * min(LETTERS, max(len(shown(label)) for label in axis.labels))
 
 
+@exclusive
 @torch.no_grad()
 def attention_patterns(model: Model, prompt: str | Tensor, *, layers: Sequence[int] | None = None) -> Attention:
     """How much each head looks from each token (query) at those before it (key): [layer head query key], 0 to 1.

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from nnzoo.analysis.metrics import Answer
 from nnzoo.analysis.results import Axis, Result
-from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens
+from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens, exclusive
 from nnzoo.architectures.activation_cache import ActivationCache
 
 BY = ("component", "head", "neuron", "source")
 
 
+@exclusive
 @torch.no_grad()
 def attribute_logits(
     model: Model,

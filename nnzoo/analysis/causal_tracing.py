@@ -11,11 +11,12 @@ from torch import Tensor
 
 from nnzoo.analysis.metrics import Probability
 from nnzoo.analysis.results import Effects
-from nnzoo.analysis.sites import Sites, replacing, sites_of, values_at
-from nnzoo.analysis.subject import Model, Subject, Token, Tokens
+from nnzoo.analysis.sites import Sites, sites_of, values_at
+from nnzoo.analysis.subject import Model, Subject, Token, Tokens, exclusive
 from nnzoo.analysis.sweep import Base, Experiment
 
 
+@exclusive
 def causal_trace(
     model: Model,
     prompt: str | Tensor,
@@ -95,12 +96,6 @@ def _noise(studied: Subject, n: int, noise: float, samples: int, seed: int) -> F
 
 
 def _windows(sites: Sites, values: list[Tensor], window: int) -> list[Experiment]:
-    if window == 1:
-        return sites.replacements(values)
-    n, experiments = len(sites.names), []
-    for layer in range(n):
-        around = range(max(0, layer - window // 2), min(n, layer + (window + 1) // 2))
-        for index in sites.indices:
-            edits = {sites.names[i]: replacing(index, values[i]) for i in around}
-            experiments.append(Experiment(around[0], edits=edits))
-    return experiments
+    n = len(sites.names)
+    around = [range(max(0, i - window // 2), min(n, i + (window + 1) // 2)) for i in range(n)]
+    return [sites.replacement(layers, index, values) for layers in around for index in sites.indices]

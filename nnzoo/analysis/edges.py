@@ -14,10 +14,11 @@ from nnzoo.analysis.gradients import gradients_at
 from nnzoo.analysis.metrics import Metric
 from nnzoo.analysis.results import Axis, Result
 from nnzoo.analysis.sites import values_at
-from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens
+from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens, exclusive
 from nnzoo.analysis.sweep import Base
 
 
+@exclusive
 def attribute_edges(model: Model, base: Prompts, source: Prompts, metric: Metric) -> Result:
     """By how much the metric of `base` changes when a part is heard by one other part as it is on `source`.
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from nnzoo.analysis.metrics import Metric
 from nnzoo.analysis.results import Effects, Result
 from nnzoo.analysis.sites import Sites, sites_of, values_at
-from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens
+from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens, exclusive
 from nnzoo.analysis.sweep import Base, progress
 from nnzoo.architectures.hooks import HookFunction, HookPoint
 
 
+@exclusive
 def attribute_patches(
     model: Model,
     base: Prompts,
@@ -113,6 +114,7 @@ def _putting(points: Tensor) -> HookFunction:
     return lambda value, hook: points
 
 
+@exclusive
 def integrated_gradients(model: Model, prompts: Prompts, metric: Metric, *, steps: int = 32) -> Result:
     """How much each token's embedding adds to the metric, on the way from zero embeddings to the prompt's: [pos].
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nnzoo.analysis.results import Result
-from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens
+from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens, exclusive
 
 
 def previous_token(ids: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch query key"]:
@@ -57,6 +57,7 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@exclusive
 @torch.no_grad()
 def detect_heads(
     model: Model,
@@ -136,6 +137,7 @@ def repeated_tokens(
     return ids[drawn].repeat(1, 2).to(subject.native.device)
 
 
+@exclusive
 def induction_scores(model: Model, tokens: Int[Tensor, "batch pos"] | None = None) -> Result:
     """How far each head looks, from each token of a second copy, at what followed it in the first: [layer head].
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from nnzoo.analysis.metrics import Answer
 from nnzoo.analysis.results import Axis, Result
 from nnzoo.analysis.sites import sites_of
-from nnzoo.analysis.subject import Model, Subject
+from nnzoo.analysis.subject import Model, Subject, exclusive
+from nnzoo.analysis.tuned_lens import TunedLens, translated
 from nnzoo.architectures.html import shown
 
 Guesses = tuple[tuple[str, float], ...]
@@ -48,6 +49,7 @@ class Lens(Result):
         return f"{super().hover(index)}\n{guesses}"
 
 
+@exclusive
 @torch.no_grad()
 def logit_lens(
     model: Model,
@@ -57,13 +59,15 @@ def logit_lens(
     at: str = "resid_post",
     positions: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
+    tuned: TunedLens | None = None,
 ) -> Lens:
     """What the model would predict from the value at a hook point of each layer: [layer pos].
 
     `at` is any hook point of the residual stream's width: "resid_pre", "resid_mid", "resid_post" for the stream on its
     way, "attn_out" or "mlp_out" for what one part writes. Values are probabilities: of the best guess, or of `target`
     (one token, or one for each position that is looked at; `prompt` moved on by one asks for what comes next), with its
-    `ranks`. `positions` picks some. One prompt; raises ValueError for several.
+    `ranks`. `positions` picks some. With a `tuned` lens (`train_tuned_lens`) its map of each layer comes first; then
+    `layers` are by default its own. One prompt; raises ValueError for several, and for a lens of another place.
 
     >>> from nnzoo import LanguageModel
     >>> model = LanguageModel("nnzoo/tiny-gpt2")
@@ -77,12 +81,14 @@ def logit_lens(
     tokens = subject.read(prompt)
     if len(tokens.ids) > 1:
         raise ValueError(f"a lens shows one prompt, not {len(tokens.ids)}")
-    sites = sites_of(subject, tokens, at, "pos", layers)
+    sites = sites_of(subject, tokens, at, "pos", tuned.layers if tuned and layers is None else layers)
     where = torch.arange(tokens.n_pos) if positions is None else torch.arange(tokens.n_pos)[list(positions)]
     _, cache = subject.native.run_with_cache(tokens.ids, names_filter=list(sites.names), return_type=None)
     streams = torch.stack([cache[name][0, where] for name in sites.names])
     if streams.shape[-1] != subject.native.config.d_model:
         raise ValueError(f"{at} is no value of the residual stream's width: {list(streams.shape[2:])} a position")
+    if tuned is not None:
+        streams = translated(streams, *tuned.maps(at, sites.layers))
     logits = subject.native.unembed(subject.native.ln_final.fused(streams))
     probabilities = logits.softmax(dim=-1)
     best = probabilities.max(dim=-1)
@@ -96,7 +102,7 @@ def logit_lens(
             raise ValueError(f"{len(wanted)} targets for {len(where)} positions: one for all, or one for each")
         wanted = wanted.expand(logits.shape[:2])[..., None]
         values, ranks = probabilities.gather(-1, wanted)[..., 0], (logits > logits.gather(-1, wanted)).sum(dim=-1)
-    title = f"logit lens at {at}" if target is None else f"logit lens at {at} for {target!r}"
+    title = f"{'tuned' if tuned else 'logit'} lens at {at}" + ("" if target is None else f" for {target!r}")
     return Lens(title, "probability", values, (sites.axes[0], pos), best.indices, texts, likely, logits, ranks)
 
 

@@ -4,9 +4,10 @@ import torch
 
 from nnzoo.analysis.colored_text import ColoredText
 from nnzoo.analysis.results import Axis
-from nnzoo.analysis.subject import Model, Prompts, Subject
+from nnzoo.analysis.subject import Model, Prompts, Subject, exclusive
 
 
+@exclusive
 @torch.no_grad()
 def token_losses(model: Model, prompts: Prompts) -> ColoredText:
     """The cross-entropy of each token after the first, in nats: [prompt pos], or [pos] for one prompt.

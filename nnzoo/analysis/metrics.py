@@ -72,6 +72,15 @@ class Probability:
     def __call__(self, logits: Float[Tensor, "*rows batch pos d_vocab"]) -> Float[Tensor, "*rows batch"]:
         return _each(logits[..., self.position, :].softmax(dim=-1), self.right)
 
+    def of_stream(
+        self,
+        normed: Float[Tensor, "*rows batch d_model"],
+        weight: Float[Tensor, "d_vocab d_model"],
+        bias: Float[Tensor, "d_vocab"] | None,
+    ) -> Float[Tensor, "*rows batch"]:
+        """The same from what the unembedding reads at the position."""
+        return _each(torch.nn.functional.linear(normed, weight, bias).softmax(dim=-1), self.right)
+
 
 def _each(last: Float[Tensor, "*rows batch d_vocab"], tokens: Tensor) -> Float[Tensor, "*rows batch"]:
     chosen = tokens.expand(last.shape[-2])

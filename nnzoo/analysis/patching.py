@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from nnzoo.analysis.metrics import Metric
 from nnzoo.analysis.results import Effects
 from nnzoo.analysis.sites import sites_of, values_at
-from nnzoo.analysis.subject import Model, Prompts, Subject
+from nnzoo.analysis.subject import Model, Prompts, Subject, exclusive
 from nnzoo.analysis.sweep import Base
 
 
+@exclusive
 def patch_activations(
     model: Model,
     base: Prompts,

@@ -4,8 +4,10 @@ Papers: Wang et al. 2022, Interpretability in the Wild (https://arxiv.org/abs/22
 Localizing Model Behavior with Path Patching (https://arxiv.org/abs/2304.05969).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,14 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnzoo.analysis.metrics import Metric
-from nnzoo.analysis.results import Effects
+from nnzoo.analysis.results import Axis, Effects
 from nnzoo.analysis.sites import values_at
-from nnzoo.analysis.subject import Model, Prompts, Subject
-from nnzoo.analysis.sweep import Base, Edit, Experiment, progress
+from nnzoo.analysis.subject import Model, Prompts, Subject, Tokens, exclusive
+from nnzoo.analysis.sweep import Base, Edit, Experiment
 
 Head = tuple[int, int]  # layer, head
 
 
+@exclusive
 def patch_paths(
     model: Model,
     base: Prompts,
@@ -30,6 +33,7 @@ def patch_paths(
     *,
     receivers: Sequence[Head] | None = None,
     into: str = "q",
+    by: str = "head",
     through_mlps: bool = True,
     batch_size: int | None = None,
 ) -> Effects:
@@ -41,8 +45,9 @@ def patch_paths(
     these are then put into the run on `base`, whose other heads see no change but theirs. With grouped queries the
     keys and values of a head are those of its whole group.
 
-    Values are [layer head], by the sender; one that stands before no receiver leaves the metric as it is. Raises
-    ValueError for a receiver that is not there, and where prompts do not match.
+    Values are [layer head], by the sender; `by="head pos"` exchanges what it writes at one position alone, [layer head
+    pos]. One that stands before no receiver leaves the metric as it is. Raises ValueError for a receiver that is not
+    there, and where prompts do not match.
 
     >>> from nnzoo import LanguageModel
     >>> model = LanguageModel("nnzoo/tiny-gpt2")
@@ -58,15 +63,23 @@ def patch_paths(
     subject = Subject(model)
     base_tokens, source_tokens = subject.pair(base, source)
     wanted = None if receivers is None else _checked(subject, receivers, into)
+    axes = _axes(subject, base_tokens, by)
     run, end = Base(subject, base_tokens, metric), Base(subject, source_tokens, metric)
     frozen = _Frozen(subject, run, values_at(subject, source_tokens, _names(subject, "attn.hook_z")), through_mlps)
     if wanted is None:
-        scores, title = _to_the_end(subject, run, frozen), "direct paths to the logits"
+        arriving, title = partial(_at_the_end, run, frozen), "direct paths to the logits"
     else:
-        scores = _to_heads(run, frozen, wanted, into, batch_size)
+        arriving = partial(_at_heads, run, frozen, wanted, into)
         title = f"paths into {into} of {', '.join(f'L{layer}H{head}' for layer, head in wanted)}"
-    axes = (subject.axis("layer"), subject.axis("head"))
+    positions = range(base_tokens.n_pos) if len(axes) == 3 else [None]
+    scores = _scores(run, arriving, positions, batch_size).view([len(axis.labels) for axis in axes])
     return Effects(title, run.quantity, scores, axes, run.score, end.score)
+
+
+def _axes(subject: Subject, tokens: Tokens, by: str) -> tuple[Axis, ...]:
+    if by not in ("head", "head pos"):
+        raise ValueError(f"senders are gone through by 'head' or by 'head pos', not {by!r}")
+    return tuple(subject.axis(name, tokens) for name in ("layer", *by.split()))
 
 
 def _names(subject: Subject, place: str) -> list[str]:
@@ -121,68 +134,86 @@ class _Frozen:
         return x + block.mlp(block.ln2.fused(rows)).view_as(x)
 
 
-@torch.no_grad()
-def _to_the_end(subject: Subject, run: Base, frozen: _Frozen) -> Float[Tensor, "layer head"]:
-    rows = []
-    with progress(subject.n_layers, "path patching") as bar:
-        for layer in range(subject.n_layers):
-            *_, (_, x) = frozen.entering(layer)
-            rows.append(run.scores_of(x.flatten(0, 1)))
-            bar.update()
-    return torch.stack(rows)
-
-
 @dataclass(frozen=True)
 class _Arrival:
-    """A receiver's new query, key or value, for every head of a layer that sends: [head batch pos d_head]."""
+    """What arrives at a place from each head of a layer, [head batch pos d], and where it is put."""
 
-    name: str
-    head: int
     values: Tensor
+    base: Tensor  # what stands there without any change, [batch pos d]
+    layer: int  # n_layers: the end of the stream
+    name: str = ""  # of the hook point of the receiver, and which of its heads
+    head: int | None = None
 
+    def edit(self, sender: int, position: int | None) -> Edit:
+        """The change that puts there what one sender says, at all positions or at one.
 
-@torch.no_grad()
-def _to_heads(
-    run: Base, frozen: _Frozen, receivers: Sequence[Head], into: str, batch_size: int | None
-) -> Float[Tensor, "layer head"]:
-    subject = run.subject
-    scores = torch.full((subject.n_layers, subject.n_heads), run.score, dtype=run.streams[0].dtype)
-    experiments, senders = [], []
-    for layer in range(max(layer for layer, _ in receivers)):
-        arrivals = _arrivals(subject, frozen, layer, receivers, into)
-        start = min(at for at, _ in receivers if at > layer)
-        for head in range(subject.n_heads):
-            experiments.append(Experiment(start, edits=_edits(arrivals, head)))
-            senders.append((layer, head))
-    found = run.run(experiments, batch_size, "path patching")
-    for (layer, head), score in zip(senders, found, strict=True):
-        scores[layer, head] = score
-    return scores
+        At the others a receiver hears what it hears in the base run, whatever receivers below it have changed.
+        """
 
-
-def _arrivals(subject: Subject, frozen: _Frozen, layer: int, receivers: Sequence[Head], into: str) -> list[_Arrival]:
-    streams = dict(frozen.entering(layer))
-    found = []
-    for at, head in receivers:
-        if at > layer:
-            block: Any = subject.native.blocks[at]
-            weight, bias = (getattr(block.attn, f"{kind}_{into.upper()}") for kind in "Wb")
-            own = head * len(weight) // subject.n_heads  # with grouped queries: the head whose keys and values it has
-            x = streams[at]
-            normed = block.ln1.fused(x.flatten(0, 1)).view_as(x)
-            found.append(_Arrival(f"blocks.{at}.attn.hook_{into}", own, normed @ weight[own] + bias[own]))
-    return found
-
-
-def _edits(arrivals: list[_Arrival], sender: int) -> dict[str, Edit]:
-    """What one sender changes, by hook point: several receivers may stand at one."""
-
-    def at(name: str) -> Edit:
-        def edit(rows: Tensor) -> None:
-            for one in arrivals:
-                if one.name == name:
-                    rows[:, :, one.head] = one.values[sender]
+        def edit(rows: Tensor, first: int) -> None:
+            there = rows if self.head is None else rows[:, :, self.head]
+            if position is None:
+                there[:] = self.values[sender][:, first:]
+            else:
+                there[:] = self.base[:, first:]
+                there[:, position - first] = self.values[sender][:, position]
 
         return edit
 
-    return {one.name: at(one.name) for one in arrivals}
+
+Arriving = Callable[[int], list[_Arrival]]  # from the heads of a layer
+
+
+@torch.no_grad()
+def _scores(run: Base, arriving: Arriving, positions: Sequence[int | None], batch_size: int | None) -> Tensor:
+    """The metric for every head of every layer and for each position (None: all at once)."""
+    n_layers, n_heads = run.subject.n_layers, run.subject.n_heads
+    scores = torch.full((n_layers, n_heads * len(positions)), run.score, dtype=run.streams[0].dtype)
+    for layer in range(n_layers):
+        if arrivals := arriving(layer):
+            experiments = [_experiment(arrivals, *sender) for sender in product(range(n_heads), positions)]
+            scores[layer] = run.run(experiments, batch_size, f"path patching, layer {layer}")
+    return scores
+
+
+def _experiment(arrivals: list[_Arrival], sender: int, position: int | None) -> Experiment:
+    start, first = min(one.layer for one in arrivals), position or 0
+    if not arrivals[0].name:
+        return Experiment(start, stream=arrivals[0].edit(sender, position), first=first)
+    return Experiment(start, edits=_edits(arrivals, sender, position), first=first)
+
+
+def _edits(arrivals: list[_Arrival], sender: int, position: int | None) -> dict[str, Edit]:
+    """What one sender changes, by hook point: several receivers may stand at one."""
+    edits: dict[str, list[Edit]] = {}
+    for one in arrivals:
+        edits.setdefault(one.name, []).append(one.edit(sender, position))
+
+    def together(several: list[Edit]) -> Edit:
+        def edit(rows: Tensor, first: int) -> None:
+            for one in several:
+                one(rows, first)
+
+        return edit
+
+    return {name: together(several) for name, several in edits.items()}
+
+
+def _at_the_end(run: Base, frozen: _Frozen, layer: int) -> list[_Arrival]:
+    *_, (_, x) = frozen.entering(layer)
+    return [_Arrival(x, run.streams[-1], run.subject.n_layers)]
+
+
+def _at_heads(run: Base, frozen: _Frozen, receivers: list[Head], into: str, layer: int) -> list[_Arrival]:
+    """New queries, keys or values of those receivers that stand above a layer."""
+    above = [(at, head) for at, head in receivers if at > layer]
+    streams = dict(frozen.entering(layer)) if above else {}
+    found = []
+    for at, head in above:
+        block: Any = run.native.blocks[at]
+        weight, bias = (getattr(block.attn, f"{kind}_{into.upper()}") for kind in "Wb")
+        own = head * len(weight) // run.subject.n_heads  # with grouped queries: the head whose keys and values it has
+        rows = torch.cat([streams[at], run.streams[at][None]])
+        heard = block.ln1.fused(rows.flatten(0, 1)).view_as(rows) @ weight[own] + bias[own]
+        found.append(_Arrival(heard[:-1], heard[-1], at, f"blocks.{at}.attn.hook_{into}", own))
+    return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnzoo.analysis.results import Result
 from nnzoo.analysis.sites import sites_of, values_at
-from nnzoo.analysis.subject import Model, Prompts, Subject
+from nnzoo.analysis.subject import Model, Prompts, Subject, exclusive
 from nnzoo.analysis.sweep import progress
 
 
@@ -75,6 +75,7 @@ def _fitted(x: Tensor, y: Tensor, l2: float) -> tuple[Tensor, Tensor]:
     return weight.detach(), bias.detach()
 
 
+@exclusive
 def probe_layers(
     model: Model,
     prompts: Prompts,

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import relu
 
-from nnzoo.analysis.subject import Model, Prompts, Subject
+from nnzoo.analysis.subject import Model, Prompts, Subject, exclusive, lock_of
 from nnzoo.architectures.hooked_model import Hooks
 from nnzoo.architectures.hooks import HookPoint
 
@@ -163,10 +163,11 @@ def spliced(model: Model, sae: SAE, *, error_term: bool = True, edit: EditFeatur
     hooks: Hooks = [(sae.config.hook_out, write)]
     if sae.config.hook_in != sae.config.hook_out:
         hooks = [(sae.config.hook_in, read), *hooks]
-    with native.hooks(hooks):
+    with lock_of(model), native.hooks(hooks):
         yield seen
 
 
+@exclusive
 @torch.no_grad()
 def feature_activations(model: Model, prompts: Prompts, sae: SAE) -> Float[Tensor, "batch pos d_sae"]:
     """The features of prompts at the place that an autoencoder reads."""

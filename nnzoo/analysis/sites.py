@@ -31,21 +31,45 @@ class Sites:
     layers: tuple[int, ...]
     axes: tuple[Axis, ...]  # of a result: the layer, then those of `by`
     indices: tuple[Index, ...]  # into a value without its batch axis, in the order of `axes[1:]`
+    along: int | None  # which axis of a value [batch ...] are the positions of the pass; None: none of them
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(len(axis.labels) for axis in self.axes)
 
-    def experiment(self, i: int, edit: Edit) -> Experiment:
-        """A run with a change at the i-th layer's hook point, from as late on as can be."""
-        layer = self.layers[i]
-        if self.at in ("resid_pre", "resid_post"):  # what enters a block is where runs go on
-            return Experiment(layer + (self.at == "resid_post"), stream=edit)
-        return Experiment(layer, edits={self.names[i]: edit})
+    def replacement(self, layers: Sequence[int], index: Index, values: Sequence[Tensor]) -> Experiment:
+        """A run, from as late on as can be, with what stands in `values` [layer][batch ...] put in a place of layers.
+
+        Layers are counted as the sites count them.
+        """
+        start, first = self.layers[layers[0]], self._first(index)
+        edits = {self.names[i]: self._putting(index, values[i]) for i in layers}
+        if self.at in ("resid_pre", "resid_post") and len(layers) == 1:  # what enters a block is where runs go on
+            [edit] = edits.values()
+            return Experiment(start + (self.at == "resid_post"), stream=edit, first=first)
+        return Experiment(start, edits=edits, first=first)
 
     def replacements(self, values: Sequence[Tensor]) -> list[Experiment]:
         """An experiment for each site, which puts there what stands in `values` [layer][batch ...]."""
-        return [self.experiment(i, replacing(index, value)) for i, value in enumerate(values) for index in self.indices]
+        return [self.replacement([i], index, values) for i in range(len(self.names)) for index in self.indices]
+
+    def _first(self, index: Index) -> int:
+        """The first position that a change at an index touches."""
+        place = slice(None) if self.along is None else index[self.along - 1]
+        return place if isinstance(place, int) else 0
+
+    def _putting(self, index: Index, value: Tensor) -> Edit:
+        """The change that puts a part of `value` [batch ...] in its place."""
+
+        def edit(rows: Tensor, first: int) -> None:
+            new, where = value, [slice(None), *index]
+            if self.along is not None:
+                new = value.narrow(self.along, first, rows.shape[self.along])
+                if isinstance(place := where[self.along], int):
+                    where[self.along] = place - first
+            rows[tuple(where)] = new[tuple(where)]
+
+        return edit
 
     def summed(self, value: Tensor, axes: str) -> Tensor:
         """A value [batch ...] summed over all axes that are not gone through: [*by]."""
@@ -55,16 +79,6 @@ class Sites:
         summed = value.sum(dim=dims)
         order = [[s for s in symbols if s in kept].index(name) for name in kept]
         return summed.permute(order)
-
-
-def replacing(index: Index, value: Tensor) -> Edit:
-    """The change that puts a part of `value` [batch ...] in its place."""
-    where = (slice(None), *index)
-
-    def edit(rows: Tensor) -> None:
-        rows[where] = value[where]
-
-    return edit
 
 
 def sites_of(
@@ -81,7 +95,10 @@ def sites_of(
         at_place = dict(zip(wanted, places, strict=True))
         indices.append(tuple(at_place.get(symbol, slice(None)) for symbol in symbols))
     layer_axis = Axis("layer", tuple(map(str, chosen)))
-    return Sites(at, tuple(p.name for p in points), chosen, (layer_axis, *axes), tuple(indices))
+    # under a sliding window a run that begins late has fewer keys, so that it begins with the prompt where these matter
+    whole = "key" in symbols and subject.native.window is not None
+    along = None if whole else next((i for i, s in enumerate(symbols, start=1) if s in ("pos", "query")), None)
+    return Sites(at, tuple(p.name for p in points), chosen, (layer_axis, *axes), tuple(indices), along)
 
 
 def _checked(subject: Subject, layer: int) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nnzoo.analysis.sites import sites_of, values_at
-from nnzoo.analysis.subject import Model, Prompts, Subject
+from nnzoo.analysis.subject import Model, Prompts, Subject, exclusive, lock_of
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.generation import generate
 
@@ -48,7 +48,7 @@ class SteeringVector:
         def add(value: Tensor, hook: HookPoint) -> Tensor:
             return value + change
 
-        with native.hooks([(self.name, add)]):
+        with lock_of(model), native.hooks([(self.name, add)]):
             yield
 
     def generate(self, model: Model, prompts: Prompts, scale: float = 1.0, **options: Any) -> list[str]:
@@ -62,6 +62,7 @@ class SteeringVector:
         return [subject.tokenizer.decode(row) for row in kept]
 
 
+@exclusive
 def steering_vector(
     model: Model,
     positive: Prompts,

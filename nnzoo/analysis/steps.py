@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnzoo.analysis.lens import Guesses, guesses
 from nnzoo.analysis.results import Axis, Result
-from nnzoo.analysis.subject import Model, Subject
+from nnzoo.analysis.subject import Model, Subject, exclusive
 from nnzoo.architectures.html import cell, picture, shown, table, tint, titled
 from nnzoo.generation import generate
 from nnzoo.language_model import LanguageModel
@@ -67,6 +67,7 @@ class Steps(Result):
             yield f'<td class="{kind}" {style}{titled(f"{other!r}: {p:.4f}")}>{escape(shown(other))} {p:.2f}</td>'
 
 
+@exclusive
 @torch.no_grad()
 def generation_steps(model: Model, prompt: str | Tensor, *, k: int = 5, **options: Any) -> Steps:
     """Generate from a prompt, and look at each step's k likeliest tokens: [step rank], probabilities.

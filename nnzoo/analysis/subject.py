@@ -1,8 +1,10 @@
 """The model that a study looks at, and its prompts as ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,6 +17,24 @@ from nnzoo.language_model import LanguageModel
 Model = LanguageModel | HookedModel
 Prompts = str | list[str] | Tensor  # texts, or ids [batch pos] or [pos]
 Token = str | int
+Parameters = ParamSpec("Parameters")
+Answer = TypeVar("Answer")
+
+
+def exclusive(function: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
+    """A function of a model, which has it to itself while it runs: other threads' traces and analyses wait."""
+
+    @wraps(function)
+    def alone(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
+        with lock_of(args[0] if args else kwargs.get("model")):
+            return function(*args, **kwargs)
+
+    return alone
+
+
+def lock_of(model: Any) -> AbstractContextManager:
+    """What a LanguageModel's passes hold; a native model leaves it to its user."""
+    return model.lock if isinstance(model, LanguageModel) else nullcontext()
 
 
 @dataclass(frozen=True, eq=False)
