@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nnzoo.tracing.graph import Node
-from nnzoo.tracing.infer import map_tensors
+from nnzoo.tracing.infer import is_one_integer, map_tensors
 from nnzoo.tracing.lazy import LazyTensor
 
 _EDITS = {"__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
@@ -60,44 +60,51 @@ def index_metas(index: Any) -> list[Tensor]:
     return found
 
 
-def without_masks(index: Any, shape: torch.Size | None = None) -> Any:
-    """An index whose real boolean masks are replaced by the positions that they pick, and traced integers by numbers.
+def with_numbers(index: Any, of: Tensor) -> Any:
+    """An index in which real tensors have become numbers: a mask the positions that it picks, one integer itself.
 
-    One integer picks a view, as a number does: it alone is looked at. Raises IndexError for a mask that is not of the
-    shape of what it picks from.
+    Raises IndexError for a mask that is not of the shape of what it picks from.
     """
-
-    def positions(part: Any) -> tuple:
-        if not _is_mask(part):
-            return (int(part),) if _is_integer(part) else (part,)
-        return part.nonzero(as_tuple=True) if part.ndim else (bool(part),)
-
     parts = index if isinstance(index, tuple) else (index,)
-    if shape is not None and any(_is_mask(part) for part in parts):
-        _check_masks(parts, shape)
-    flat = tuple(one for part in parts for one in positions(part))
+    if not any(_is_real(part) for part in parts):
+        return index
+    meta = to_meta(of)
+    if meta is not None and any(_is_mask(part) for part in parts):
+        _check_masks(parts, meta.shape)
+    flat = tuple(one for part in parts for one in (_numbers(part) if _is_real(part) else (part,)))
     return flat if isinstance(index, tuple) or len(flat) != 1 else flat[0]
 
 
+def _numbers(part: Tensor) -> tuple:
+    if _is_mask(part):
+        return part.nonzero(as_tuple=True) if part.ndim else (bool(part),)
+    return (int(part),) if is_one_integer(part) else (part,)
+
+
+def _is_real(part: Any) -> bool:
+    return isinstance(part, Tensor) and not isinstance(part, LazyTensor)
+
+
 def _is_mask(part: Any) -> bool:
-    return isinstance(part, Tensor) and not isinstance(part, LazyTensor) and part.dtype == torch.bool
-
-
-def _is_integer(part: Any) -> bool:
-    meta = part._node.meta if isinstance(part, LazyTensor) else None
-    if meta is None or meta.ndim or meta.dtype == torch.bool:
-        return False
-    return not (meta.is_floating_point() or meta.is_complex())
+    return _is_real(part) and part.dtype == torch.bool
 
 
 def _check_masks(parts: tuple, shape: torch.Size) -> None:
-    widths = [0 if part is None or part is Ellipsis else part.ndim if _is_mask(part) else 1 for part in parts]
+    widths = [_width(part) for part in parts]
     for i, part in enumerate(parts):
         if _is_mask(part):
             at = len(shape) - sum(widths[i:]) if any(one is Ellipsis for one in parts[:i]) else sum(widths[:i])
             picked = list(shape[at : at + part.ndim])
             if picked != list(part.shape):
                 raise IndexError(f"a mask {list(part.shape)} cannot pick from axes {picked} of {list(shape)}")
+
+
+def _width(part: Any) -> int:
+    """How many axes a part of an index takes."""
+    if part is None or part is Ellipsis or isinstance(part, bool):
+        return 0
+    meta = to_meta(part) if isinstance(part, Tensor) else None
+    return 1 if meta is None or meta.dtype != torch.bool else meta.ndim
 
 
 def with_nodes(value: Any) -> Any:

@@ -30,7 +30,7 @@ def recorded(op: Any, args: tuple, kwargs: dict, record: Callable[[Callable, tup
     if name in _OTHERWISE and (call := _OTHERWISE[name](*args, **kwargs)) is not None:
         return record(*call)
     fn = _public(name)
-    if fn is not None and not (name.startswith("index_put") and None in args[1]):
+    if fn is not None and not (name.startswith("index_put") and any(one is None for one in args[1])):
         given = {key: value for key, value in kwargs.items() if not (value is None or key == "implicit")}
         return record(fn, args, given)
     if _is_made_of_others(name) and op in torch._decomp.decomposition_table:

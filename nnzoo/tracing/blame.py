@@ -7,11 +7,11 @@ runs unless an operation fails.
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from nnzoo.tracing.arguments import flat, name_of, operands
-from nnzoo.tracing.graph import Call, Node
+from nnzoo.tracing.arguments import flat, name_of, operands, to_meta
+from nnzoo.tracing.graph import Call, Node, fill
+from nnzoo.tracing.infer import infer, is_one_integer, map_tensors
 from nnzoo.tracing.lines import add_note, goes_through_the_compiler
 
 _KEEP = set("clone detach contiguous to float double half bfloat16 view_as fill_ zero_ copy_ __setitem__".split())
@@ -70,7 +70,8 @@ def _set(target: Node, index: Any, value: Any, described: Callable[[Any], str]) 
     whole = described(target)
     if not isinstance(value, (Node, Tensor)):
         return f"{whole} at {_written(index)}"
-    shape = _shape(torch.empty(target.meta.shape, device="meta")[_without_nodes(index)])
+    on_meta = map_tensors(to_meta, fill(index, lambda node: node.meta))
+    shape = _shape(infer(Tensor.__getitem__, (target.meta, on_meta), {}, [target.meta]).result)
     axes = _indexed(target, index)
     part = "" if shape == _shape(target) else f", of which {_written(index)} is {_sizes(axes, shape)},"
     return f"{whole}{part} cannot be set to {described(value)}{_unequal(axes, shape, _shape(value))}"
@@ -83,7 +84,7 @@ def _called(name: str, args: tuple, kwargs: dict, described: Callable[[Any], str
     tensors = [one for one in flat((args, kwargs)) if isinstance(one, (Node, Tensor))]
     words = [described(one) for one in tensors[:_MOST]] + ["..."] * (len(tensors) > _MOST)
     unequal = ""
-    if name.removesuffix("_") in _FITTED and len(tensors) == 2:
+    if _is_fitted(name) and len(tensors) == 2:
         one, other = tensors
         unequal = _unequal(axes_of(one) or axes_of(other), _shape(one), _shape(other))
     return f"{name} of {' and '.join(words)}{unequal}"
@@ -129,13 +130,19 @@ def _shape(one: Any) -> tuple[int, ...]:
     return () if meta is None else tuple(meta.shape)
 
 
-def axes_of(one: Any) -> tuple[str, ...]:
-    """The names of a value's axes: of a place's, and of what plain indexing and arithmetic make of it; else none."""
-    axes = _axes_of(one) if isinstance(one, Node) else ()
-    return axes if len(axes) == len(_shape(one)) else ()
+def axes_of(one: Any, known: dict[Any, tuple[str, ...]] | None = None) -> tuple[str, ...]:
+    """The names of a value's axes: of a place's, and of what plain indexing and arithmetic make of it; else none.
+
+    `known` has those that were found on the way: x = x + x is gone through once, however often it is repeated.
+    """
+    known = {} if known is None else known
+    if isinstance(one, Node) and one not in known:
+        axes = _axes_of(one, known)
+        known[one] = axes if len(axes) == len(_shape(one)) else ()
+    return known.get(one, ())
 
 
-def _axes_of(node: Node) -> tuple[str, ...]:
+def _axes_of(node: Node, known: dict[Any, tuple[str, ...]]) -> tuple[str, ...]:
     if node.view is not None:
         return tuple(node.view.pattern.partition("->")[2].split())
     if node.hook is not None and node.storage.place is not None:
@@ -144,17 +151,22 @@ def _axes_of(node: Node) -> tuple[str, ...]:
         return ()
     name = name_of(node.fn)
     if name == "__getitem__":
-        return _indexed(*node.args)
-    if name in _KEEP or name in _FITTED:
-        alike = [axes_of(one) for one in node.inputs if _shape(one) == _shape(node)]
-        return next((axes for axes in alike if axes), ())
+        return _indexed(*node.args, known)
+    if name in _KEEP or _is_fitted(name):
+        alike = (axes_of(one, known) for one in node.inputs if _shape(one) == _shape(node))
+        return next(filter(None, alike), ())
     return ()
 
 
-def _indexed(target: Any, index: Any) -> tuple[str, ...]:
+def _is_fitted(name: str) -> bool:
+    """Whether a function's operands are broadcast to one another; in place too."""
+    return (name if name.endswith("__") else name.removesuffix("_")) in _FITTED
+
+
+def _indexed(target: Any, index: Any, known: dict[Any, tuple[str, ...]] | None = None) -> tuple[str, ...]:
     """The axes that are left after indexing by numbers, slices, None and an ellipsis."""
-    axes = list(axes_of(target))
-    parts = list(index) if isinstance(index, tuple) else [index]
+    axes = list(axes_of(target, known))
+    parts = [0 if _is_one_number(part) else part for part in (index if isinstance(index, tuple) else (index,))]
     if not axes or not all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in parts):
         return ()
     taken = sum(isinstance(part, (int, slice)) for part in parts)
@@ -168,11 +180,8 @@ def _indexed(target: Any, index: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _without_nodes(index: Any) -> Any:
-    def plain(part: Any) -> Any:
-        return part.meta if isinstance(part, Node) else part.to("meta") if isinstance(part, Tensor) else part
-
-    return tuple(plain(part) for part in index) if isinstance(index, tuple) else plain(index)
+def _is_one_number(part: Any) -> bool:
+    return isinstance(part, Node) and part.meta is not None and is_one_integer(part.meta)
 
 
 def _written(index: Any) -> str:

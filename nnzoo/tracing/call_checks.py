@@ -13,7 +13,7 @@ from torch import Tensor
 from nnzoo.tracing.arguments import flat, name_of, to_meta
 from nnzoo.tracing.functions import GraphError
 from nnzoo.tracing.graph import Node
-from nnzoo.tracing.infer import NeedsValues, map_tensors
+from nnzoo.tracing.infer import at_any_position, map_tensors, told_by_shapes
 
 
 def metas_of(value: Any) -> Any:
@@ -35,7 +35,10 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def check_edits(fn: Callable, args: tuple, kwargs: dict, target: Node | None, weights: dict[int, Tensor]) -> None:
-    """Raise GraphError where a call edits another tensor than its entry says, or hands out the memory of a weight."""
+    """Raise GraphError where a call edits another tensor than its entry says, or hands out the memory of a weight.
+
+    NeedsValues where only numbers tell.
+    """
     fresh: dict[int, Tensor] = {}
     owners: dict[int, Any] = {}
 
@@ -46,15 +49,8 @@ def check_edits(fn: Callable, args: tuple, kwargs: dict, target: Node | None, we
             owners[id(one)] = one
         return fresh[id(one)]
 
-    with torch.no_grad():
-        try:
-            result = fn(*_mapped(args, stand_in), **_mapped(kwargs, stand_in))
-        except NotImplementedError as error:
-            raise NeedsValues from error
-        except (RuntimeError, TypeError) as error:
-            if "meta" in str(error):
-                raise NeedsValues from error
-            raise
+    with told_by_shapes(), torch.no_grad():
+        result = fn(*at_any_position(fn, _mapped(args, stand_in)), **_mapped(kwargs, stand_in))
     changed = [owners[key] for key, t in fresh.items() if t._version]
     if changed != ([] if target is None else [target]):
         raise GraphError("it edits another tensor than it says")

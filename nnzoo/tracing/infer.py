@@ -4,7 +4,8 @@ PyTorch's own kernels for the meta device answer. Answers are remembered by func
 arguments, since some of them take a millisecond to find.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -66,21 +67,15 @@ def infer(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], device:
 
 # For these PyTorch's meta kernels are Python, whose first use imports its compiler: a second, where this takes 5 us
 _ARITHMETIC = {getattr(torch.Tensor, name) for name in ("add", "sub", "mul")}
+_INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
 
 
 def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answer:
     if fn in _ARITHMETIC and not kwargs and len(args) == 2:
         return _arithmetic(*args)
-    try:
-        with torch.inference_mode():  # whatever mode the body is in: answers are remembered
-            result, watch = watched(fn, args, kwargs)
-    except NotImplementedError as error:
-        raise NeedsValues from error
-    except (RuntimeError, TypeError) as error:
-        # "Tensor.item() cannot be called on meta tensors", "can't convert meta device type"; not a type's mere name
-        if "meta" in str(error).replace("torch.meta.", ""):
-            raise NeedsValues from error
-        raise
+    args = at_any_position(fn, args)
+    with told_by_shapes(), torch.inference_mode():  # whatever mode the body is in: answers are remembered
+        result, watch = watched(fn, args, kwargs)
     leaves: list[Tensor] = []
     map_tensors(leaves.append, result)
     storages = [t.untyped_storage()._cdata for t in inputs]
@@ -91,6 +86,32 @@ def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answe
     given: list[Tensor] = []
     map_tensors(given.append, (args, kwargs))
     return Answer(result, tuple(leaves), shared, watch.draws, watch.by_value, watch.changed(given))
+
+
+@contextmanager
+def told_by_shapes() -> Iterator[None]:
+    """Raises NeedsValues where an operation inside, on the meta device, reads numbers."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise NeedsValues from error
+    except (RuntimeError, TypeError) as error:
+        # "Tensor.item() cannot be called on meta tensors", "can't convert meta device type"; not a type's mere name
+        if "meta" in str(error).replace("torch.meta.", ""):
+            raise NeedsValues from error
+        raise
+
+
+def at_any_position(fn: Callable, args: tuple) -> tuple:
+    """Arguments on the meta device; of an index, one integer is the first position: each picks a view of one shape."""
+    if fn not in _INDEXING or len(args) < 2:
+        return args
+    return (args[0], map_tensors(lambda part: 0 if is_one_integer(part) else part, args[1]), *args[2:])
+
+
+def is_one_integer(t: Tensor) -> bool:
+    """Whether a tensor is a number by which one indexes; of bytes PyTorch makes masks."""
+    return t.ndim == 0 and t.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 def _ask_cast(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], device: torch.device) -> Answer:

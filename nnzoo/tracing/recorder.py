@@ -23,7 +23,7 @@ from nnzoo.tracing.arguments import (
     stand_in,
     to_meta,
     with_nodes,
-    without_masks,
+    with_numbers,
 )
 from nnzoo.tracing.blame import say_of
 from nnzoo.tracing.custom import CustomFunctions
@@ -33,6 +33,7 @@ from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.lengths import map_lengths
 from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.random_numbers import draw
+from nnzoo.tracing.saved_numbers import that_can_be_saved
 from nnzoo.tracing.tape import StepValues, Tape
 from nnzoo.tracing.writing import TraceError, Writer
 
@@ -48,11 +49,8 @@ _FROM_SHAPE = set(
 # in place, they change a tensor's shape: a traced value becomes the view that the same function without "_" gives
 _TURNS = set("t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ as_strided_".split())
 _ALIKE: dict[str, Callable] = {"view_as": Tensor.view, "expand_as": Tensor.expand, "reshape_as": Tensor.reshape}
-_FORWARD = {
-    "_make_dual",
-    "_unpack_dual",
-    "_add_batch_dim",
-}  # torch.autograd.forward_ad, whose levels are gone when the model runs
+# of torch.autograd.forward_ad, whose levels are gone when the model runs
+_FORWARD = {"_make_dual", "_unpack_dual", "_add_batch_dim"}
 _RESIZES = {"resize_", "resize_as_", "set_", "rename_"}
 
 
@@ -156,12 +154,14 @@ class Recorder(Writer):
             return call_with(fn, lambda t: stand_in(t, self.device), args[:1], {})
         if name in _LOOKS:
             return self._now(fn, args, kwargs)
+        if name == "item":
+            return that_can_be_saved(self._now(fn, args, kwargs))
         if name in _FROM_SHAPE and len(lazies((args, kwargs))) == 1:
             return self.constant(call_with(fn, lambda t: stand_in(t, self.device), args, kwargs))
         if name == "__getitem__":
             if isinstance(args[1], str):
                 return self._by_name(args[0], args[1])
-            args = (args[0], without_masks(args[1], getattr(to_meta(args[0]), "shape", None)))
+            args = (args[0], with_numbers(args[1], args[0]))
         return self._record(fn, name, args, kwargs, shapes)
 
     def _record(self, fn: Callable, name: str, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:

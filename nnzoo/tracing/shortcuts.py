@@ -71,8 +71,8 @@ def _picks_last(reader: Call, axis: int, run: Run) -> bool:
     if name_of(reader.fn) != "__getitem__":
         return False
     index: Any = reader.args[1]
-    if isinstance(index, tuple) and len(index) > axis and all(isinstance(i, (int, slice, Tensor)) for i in index):
-        return not isinstance(index[axis], Tensor) and _is_last(index[axis])
+    if isinstance(index, tuple) and len(index) > axis and all(isinstance(i, (int, slice, Tensor, Node)) for i in index):
+        return _is_last(index[axis])
     if axis == 0:
         return _is_last(index)
     return isinstance(index, int) and _last_only(reader, 0, run)

@@ -45,7 +45,7 @@ class TracedModel(WholeModel):
     tokenizer: Any
     edits: tuple[Edit, ...]
     block_output: str
-    _facts: "Facts | None" = None
+    _facts: Facts | None = None
     _checkpoint: Any
     _tracer: ContextVar[Tracer | None]
     _session: ContextVar[Session | None]
