@@ -24,6 +24,7 @@ from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.architectures.norms import LayerNorm, NoNorm, RMSNorm
 
 TOY_ACTIVATIONS = {**ACTIVATIONS, "gelu_fast": gelu_fast, "solu": solu, "solu_ln": solu}
+NORMS = {"LN": LayerNorm, "RMS": RMSNorm, None: NoNorm}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,12 @@ class ToyConfig:
     scale_by_layer: bool  # and by the block's number, counted from 1
     tied: bool = False
 
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm is {', '.join(map(repr, NORMS))}, not {self.norm!r}")
+        if self.d_mlp is not None and self.activation not in TOY_ACTIVATIONS:
+            raise ValueError(f"activation is {', '.join(map(repr, TOY_ACTIVATIONS))}, not {self.activation!r}")
+
     @property
     def n_kv_heads(self) -> int:
         return self.n_heads
@@ -55,9 +62,6 @@ class ToyConfig:
 def matrix(*shape: int) -> nn.Parameter:
     """New weights, drawn as GPT-2's were."""
     return nn.Parameter(torch.empty(shape).normal_(std=0.02))
-
-
-NORMS = {"LN": LayerNorm, "RMS": RMSNorm, None: NoNorm}
 
 
 class Embed(nn.Module):

@@ -93,12 +93,24 @@ def test_a_tuned_lens_foresees_the_end_better_than_the_logit_lens():
         logit_lens(model, unseen, at="resid_pre", tuned=tuned)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_tuned_lens_is_trained_in_full_precision(dtype):
+    model, text = LanguageModel("nnzoo/tiny-gpt2").to(dtype), "Everyone knows that the capital of Italy is Rome"
+    raw, tuned = (train_tuned_lens(model, text, steps=steps) for steps in (0, 20))
+    assert tuned.weight.dtype == torch.float32
+    assert (tuned.divergence.values < 0.9 * raw.divergence.values)[:-1].all()
+    assert logit_lens(model, text, tuned=tuned).logits.dtype == dtype
+
+
 def test_what_a_lens_cannot_show_is_refused():
     model = small("gpt2")
+    for show in (logit_lens, train_tuned_lens):
+        with pytest.raises(ValueError, match=r"width: it is \[batch pos d_mlp\]"):
+            show(model, prompts(1), at="post")
+        with pytest.raises(ValueError, match="the list is empty"):
+            show(model, prompts(1), layers=[])
     with pytest.raises(ValueError, match="a lens shows one prompt, not 3"):
         logit_lens(model, prompts())
-    with pytest.raises(ValueError, match="no value of the residual stream's width"):
-        logit_lens(model, prompts(1), at="post")
     with pytest.raises(ValueError, match="2 targets for 7 positions"):
         logit_lens(model, prompts(1), [1, 2])
 

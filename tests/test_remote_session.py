@@ -197,6 +197,15 @@ def test_a_trace_that_fails_keeps_the_session_from_being_sent(pair: Pair) -> Non
     assert_same(*pair.both(flowing))
 
 
+def test_an_error_of_its_run_ends_at_the_line_that_recorded_it(pair: Pair) -> None:
+    model = pair.there
+    with pytest.raises(IndexError, match="index 99") as raised, model.session(remote=True):
+        with model.trace(PROMPT):
+            picked = (lambda h: h[:, torch.tensor([99])])(model.blocks[1].output[0]).save()
+    assert raised.traceback[-1].name == "<lambda>"
+    del picked
+
+
 def test_a_mode_of_one_trace_is_refused(pair: Pair) -> None:
     model = pair.there
     with pytest.raises(TraceError, match="one autocast"):

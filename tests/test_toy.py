@@ -60,6 +60,14 @@ def test_a_toy_with_gpt2s_weights_gives_its_logits():
     assert difference(model(ids), gpt2(ids)) < 1e-10
 
 
+def test_a_choice_that_there_is_not_is_refused_by_name():
+    with pytest.raises(ValueError, match="norm is 'LN', 'RMS', None, not 'LayerNorm'"):
+        replace(CONFIG, norm="LayerNorm")
+    with pytest.raises(ValueError, match="'solu_ln', not None"):
+        replace(CONFIG, activation=None)
+    assert Toy(replace(ATTENTION_ONLY, activation=None)).blocks
+
+
 def test_attention_alone_is_a_sum_over_paths_from_tokens():
     """Logits of one layer: the embedding, and what each head copies from where it looks, read by W_U."""
     model, ids = toy(replace(ATTENTION_ONLY, n_layers=1)), tokens(1)

@@ -104,11 +104,8 @@ class _Frozen:
     def __init__(self, subject: Subject, run: Base, source_z: list[Tensor], through_mlps: bool) -> None:
         self.subject, self.through_mlps, self.source_z = subject, through_mlps, source_z
         mlps = subject.native.has_mlps
-        places = [
-            "attn.hook_z",
-            "hook_attn_out",
-            *(["hook_resid_mid", "hook_mlp_out"] if mlps else ["hook_resid_post"]),
-        ]
+        middle = ["hook_resid_mid", "hook_mlp_out"] if mlps else ["hook_resid_post"]
+        places = ["attn.hook_z", "hook_attn_out", *middle]
         names = [name for place in places for name in _names(subject, place)]
         values, n = values_at(subject, run.tokens, names), subject.n_layers
         parts = [values[i * n : (i + 1) * n] for i in range(len(places))]
@@ -168,7 +165,7 @@ Arriving = Callable[[int], list[_Arrival]]  # from the heads of a layer
 def _scores(run: Base, arriving: Arriving, positions: Sequence[int | None], batch_size: int | None) -> Tensor:
     """The metric for every head of every layer and for each position (None: all at once)."""
     n_layers, n_heads = run.subject.n_layers, run.subject.n_heads
-    scores = torch.full((n_layers, n_heads * len(positions)), run.score, dtype=run.streams[0].dtype)
+    scores = run.streams[0].new_full((n_layers, n_heads * len(positions)), run.score)
     for layer in range(n_layers):
         if arrivals := arriving(layer):
             experiments = [_experiment(arrivals, *sender) for sender in product(range(n_heads), positions)]

@@ -1,7 +1,5 @@
 """What stands before a position in a run, for others that begin there."""
 
-from itertools import repeat
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -44,4 +42,4 @@ class Prefix(KVCache):
 
     def _joined(self, old: Tensor, new: Tensor) -> Tensor:
         rows = new.unflatten(0, (self._copies, -1))
-        return torch.cat([old.expand(self._copies, *repeat(-1, 4)), rows], dim=2).flatten(0, 1)
+        return torch.cat([old.expand(self._copies, -1, -1, -1, -1), rows], dim=2).flatten(0, 1)

@@ -84,8 +84,13 @@ class Sites:
 def sites_of(
     subject: Subject, tokens: Tokens, at: str, by: str | None = None, layers: Sequence[int] | None = None
 ) -> Sites:
-    """The sites of a sweep. Raises KeyError for a hook point that no block has, ValueError for axes it has not."""
+    """The sites of a sweep.
+
+    Raises KeyError for a hook point that no block has, ValueError for axes it has not, and for layers that are none.
+    """
     chosen = tuple(range(subject.n_layers)) if layers is None else tuple(_checked(subject, i) for i in layers)
+    if not chosen:
+        raise ValueError("layers are numbers of blocks, or None for all of them; the list is empty")
     points = [_point(subject, at, layer) for layer in chosen]
     symbols = points[0].axes.split()[1:]
     wanted = _wanted(symbols, at, by)

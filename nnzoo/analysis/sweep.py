@@ -168,16 +168,14 @@ def _passes(
     experiments: Sequence[Experiment], tokens: Tokens, batch_size: int | None
 ) -> Iterator[tuple[list[int], int]]:
     """Experiments that make a pass, in the order of their blocks, and the position that it begins at."""
-    order = sorted(range(len(experiments)), key=lambda i: (-experiments[i].first, experiments[i].start))
-    chosen: list[int] = []
-    for i in order:
-        n = len(chosen) + 1
+    passes: list[list[int]] = []
+    for i in sorted(range(len(experiments)), key=lambda i: (-experiments[i].first, experiments[i].start)):
+        n = len(passes[-1]) + 1 if passes else 1
         size = n * len(tokens.ids) * (tokens.n_pos - experiments[i].first)
-        if chosen and (n > batch_size if batch_size else size > PER_PASS):
-            yield sorted(chosen, key=lambda i: experiments[i].start), experiments[chosen[-1]].first
-            chosen = []
-        chosen.append(i)
-    if chosen:
+        if not passes or (n > batch_size if batch_size else n > 1 and size > PER_PASS):
+            passes.append([])
+        passes[-1].append(i)
+    for chosen in passes:
         yield sorted(chosen, key=lambda i: experiments[i].start), experiments[chosen[-1]].first
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from nnzoo.analysis.results import Result
-from nnzoo.analysis.sites import sites_of, values_at
+from nnzoo.analysis.sites import Sites, sites_of, values_at
 from nnzoo.analysis.subject import Model, Prompts, Subject, exclusive
 from nnzoo.analysis.sweep import progress
 
@@ -42,8 +42,16 @@ class TunedLens:
 
 
 def translated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A stream as the last layer might have written it: x + x W + b."""
-    return x + x @ weight + bias
+    """A stream as the last layer might have written it: x + x W + b, with the precision of the map."""
+    wide = x.to(weight.dtype)
+    return (wide + wide @ weight + bias).to(x.dtype)
+
+
+def check_is_of_streams(subject: Subject, sites: Sites) -> None:
+    """Raise ValueError where what stands at some sites is no residual stream, nor as wide as one."""
+    axes = subject.native.hook_points[sites.names[0]].axes
+    if axes != "batch pos d_model":
+        raise ValueError(f"{sites.at} is no value of the residual stream's width: it is [{axes}]")
 
 
 @exclusive
@@ -59,8 +67,9 @@ def train_tuned_lens(
     """Train a map for each layer on the tokens of some prompts, all of them at each step; nothing is drawn by chance.
 
     What is made small is the Kullback-Leibler divergence of the model's distribution from the lens's, by Adam, whose
-    learning rate falls to 0. The model stays as it is. Train on other text than you look at: some thousand tokens
-    at least, and more for a larger model.
+    learning rate falls to 0. The model stays as it is; maps are of float32 at least. Train on other text than you look
+    at: some thousand tokens at least, and more for a larger model. `at` and `layers` are those of `logit_lens`; a place
+    that is not of the residual stream's width raises ValueError.
 
     >>> from nnzoo import LanguageModel
     >>> from nnzoo.analysis import logit_lens
@@ -72,9 +81,10 @@ def train_tuned_lens(
     subject = Subject(model)
     tokens = subject.read(prompts)
     sites = sites_of(subject, tokens, at, "pos", layers)
+    check_is_of_streams(subject, sites)
     streams = torch.stack([value[tokens.real] for value in values_at(subject, tokens, sites.names)])
     with torch.no_grad():
-        last = subject.native(tokens.ids, attention_mask=tokens.mask)[tokens.real].log_softmax(dim=-1)
+        last = _log_probabilities(subject.native(tokens.ids, attention_mask=tokens.mask)[tokens.real])
     found = []
     with progress(len(streams), "tuning a lens") as bar:
         for x in streams:
@@ -89,7 +99,9 @@ def _fitted(
     subject: Subject, x: Float[Tensor, "some d_model"], last: Tensor, steps: int, learning_rate: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A layer's map, and how far it stays from the end."""
-    weight, bias = x.new_zeros(x.shape[1], x.shape[1]).requires_grad_(), x.new_zeros(x.shape[1]).requires_grad_()
+    kind = torch.promote_types(x.dtype, torch.float32)  # in float16 Adam divides by 0
+    weight = torch.zeros(2 * x.shape[1:], dtype=kind, device=x.device, requires_grad=True)
+    bias = torch.zeros(x.shape[1:], dtype=kind, device=x.device, requires_grad=True)
     optimiser = torch.optim.Adam([weight, bias], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
     for _ in range(steps):
@@ -104,4 +116,8 @@ def _fitted(
 
 def _divergence(subject: Subject, x: Tensor, last: Tensor) -> Tensor:
     logits = subject.native.unembed(subject.native.ln_final.fused(x))
-    return kl_div(logits.log_softmax(dim=-1), last, reduction="batchmean", log_target=True)
+    return kl_div(_log_probabilities(logits), last, reduction="batchmean", log_target=True)
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return logits.log_softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))

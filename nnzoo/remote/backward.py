@@ -96,9 +96,8 @@ class _Remote(torch.autograd.Function):
     def forward(ctx: Any, later: _Later, values: list[Tensor], *given: Tensor) -> tuple[Tensor, ...]:
         ctx.later = later
         ctx.set_materialize_grads(False)
-        return tuple(
-            one.detach() for one in values
-        )  # a tensor each: detached values that are the same stay without graph
+        # a tensor each: detached values that are the same stay without graph
+        return tuple(one.detach() for one in values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -9,12 +9,13 @@ from nnzoo.prompts import Prompt
 from nnzoo.remote.job import Backend, Job
 from nnzoo.remote.tracing import RemoteTracer, Target
 from nnzoo.tracing.arguments import edited
+from nnzoo.tracing.blame import add_hints
 from nnzoo.tracing.gradients import Gradients
 from nnzoo.tracing.graph import Invoke, Node
 from nnzoo.tracing.graph_object import Graph
 from nnzoo.tracing.invoking import Stop
 from nnzoo.tracing.lazy import LazyTensor
-from nnzoo.tracing.lines import end_at_the_user
+from nnzoo.tracing.lines import end_at_the_user, end_at_what_was_recorded
 from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.pending import Generated
 from nnzoo.tracing.places import Places
@@ -100,8 +101,9 @@ class SessionTracer(RemoteTracer):
         finally:
             self.model.leave(self)
             self._past.update(self.invokes)
-        if not is_whole:
+        if error is not None and not is_whole:
             self._program.failed = error
+            add_hints(error, self.model.block_output)
             end_at_the_user(error, traceback)
         return kind is Stop
 
@@ -181,6 +183,8 @@ class RemoteSession(Session):
             if kind is None:
                 self._send(self.program)
                 self.program.recorder.ended = self.program.ended
+        except Exception as raised:
+            raise end_at_what_was_recorded(raised) from raised.__cause__
         finally:
             super().__exit__(kind, error, traceback)
             if self._program is not None:

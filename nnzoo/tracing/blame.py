@@ -151,7 +151,8 @@ def _axes_of(node: Node, known: dict[Any, tuple[str, ...]]) -> tuple[str, ...]:
         return ()
     name = name_of(node.fn)
     if name == "__getitem__":
-        return _indexed(*node.args, known)
+        target, index = node.args
+        return _indexed(target, index, known)
     if name in _KEEP or _is_fitted(name):
         alike = (axes_of(one, known) for one in node.inputs if _shape(one) == _shape(node))
         return next(filter(None, alike), ())

@@ -11,6 +11,7 @@ from nnzoo.remote.server.quotas import Quotas
 from nnzoo.remote.server.refusals import Refused
 
 SLOWEST = 16 * 1024  # bytes per second, below which a sender is given up
+CLOSE = {"Connection": "close"}  # what is still to come of a request that is refused is not read
 
 
 class Upload:
@@ -27,10 +28,9 @@ class Upload:
     async def receive(self, request: Request, *, most: int, patience: float) -> None:
         """Take in the body. Refused for more bytes than `most`, however many were announced, and for a slow sender."""
         announced = request.headers.get("content-length")
-        if (
-            announced is None or "transfer-encoding" in request.headers
-        ):  # bytes one by one in chunks of their own would keep the server from all else
-            raise Refused(411, "protocol", "a request says how long it is (Content-Length)", {"Connection": "close"})
+        # bytes one by one, in chunks of their own, would keep the server from all else
+        if announced is None or "transfer-encoding" in request.headers:
+            raise Refused(411, "protocol", "a request says how long it is (Content-Length)", CLOSE)
         if int(announced) > most:
             raise _too_large(most)
         chunks, begun = request.stream(), time.monotonic()
@@ -40,12 +40,8 @@ class Upload:
                 try:
                     chunk = await asyncio.wait_for(anext(chunks, None), left)
                 except asyncio.TimeoutError:
-                    raise Refused(
-                        408,
-                        "timeout",
-                        f"the request came too slowly: {self.size} bytes so far",
-                        {"Connection": "close"},
-                    ) from None
+                    said = f"the request came too slowly: {self.size} bytes so far"
+                    raise Refused(408, "timeout", said, CLOSE) from None
                 except ClientDisconnect:
                     raise Refused(400, "protocol", "the sender went away") from None
                 if chunk is None:
@@ -67,4 +63,4 @@ class Upload:
 
 
 def _too_large(most: int) -> Refused:
-    return Refused(413, "limit", f"a request may have {most} bytes, and this one has more", {"Connection": "close"})
+    return Refused(413, "limit", f"a request may have {most} bytes, and this one has more", CLOSE)
