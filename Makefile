@@ -1,8 +1,8 @@
 # make demo and make test do everything on a machine that has Python >= 3.10 and make, and nothing else.
 #   make demo    a trained transformer, opened up
 #   make test    the tests
-#   make test-remote those of tracing, each of them through the wire of remote execution
-#   make test-ray those of a server on a Ray cluster, for which it installs ray (240 MB), and nothing else does
+#   make test-remote   those of tracing, each of them through the wire of remote execution
+#   make test-ray      those of a server on a Ray cluster, for which it installs ray (240 MB), and nothing else does
 #   make check   formatting, lint and types, then the tests
 #   make bench   speed, next to transformers
 #   make docs    the documentation as a site in site/, which can be read without a network

@@ -17,6 +17,7 @@ MODULES = [  # have no __all__
     "nnzoo.architectures.gpt2",
     "nnzoo.architectures.llama",
     "nnzoo.architectures.mistral",
+    "nnzoo.architectures.toy",
 ]
 ROOTS = ["nnzoo.weights"]  # stands in a folder of its own
 
