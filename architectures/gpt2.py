@@ -28,6 +28,7 @@ from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.architectures.norms import LayerNorm
 from nnzoo.architectures.parameters import quick
+from nnzoo.architectures.products import linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Conv1D(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_out"]:
-        return nn.functional.linear(x, self.weight.t(), self.bias)
+        return linear(x, self.weight.t(), self.bias)
 
 
 class GPT2Attention(Attention):

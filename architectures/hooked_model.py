@@ -19,6 +19,7 @@ from nnzoo.architectures.activation_cache import ActivationCache, Recorder, comp
 from nnzoo.architectures.attention import Span
 from nnzoo.architectures.hooks import Handle, HookFunction, HookPoint, named_hook_points
 from nnzoo.architectures.kv_cache import KVCache
+from nnzoo.architectures.products import linear
 from nnzoo.architectures.slices import SliceInput
 from nnzoo.architectures.text import TextMethods
 from nnzoo.architectures.weight_views import WeightViews
@@ -41,7 +42,7 @@ class Unembed(nn.Module):
         self.hook_out = HookPoint("batch pos d_vocab")
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
-        return self.hook_out(nn.functional.linear(self.hook_in(x), self.weight, self.bias))
+        return self.hook_out(linear(self.hook_in(x), self.weight, self.bias))
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+
+from nnzoo.architectures.products import linear
 
 ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
 
@@ -47,4 +49,7 @@ class _Slot:
 
 @quick("weight", "bias")
 class Linear(nn.Linear):
-    """nn.Linear with parameters found at once."""
+    """nn.Linear with parameters found at once, and the faster product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)

@@ -12,6 +12,7 @@ import pytest
 from nnzoo.remote import tracing
 from nnzoo.remote.requests import Request, request_of
 from nnzoo.remote.tracing import RemoteTracer
+from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.traced import TracedModel
 from remote_stand_in import StandIn
 
@@ -33,7 +34,7 @@ def everything_remote() -> Iterator[StandIn]:
     """Inside the `with`, traces, generations and sessions are remote, but for those that keep an autograd graph."""
     server = StandIn()
     server.models = models = Whichever()
-    trace, generate, session, send = TracedModel.trace, TracedModel.generate, TracedModel.session, RemoteTracer.send
+    trace, generate, session, alive = TracedModel.trace, TracedModel.generate, TracedModel.session, RemoteTracer._alive
 
     def sent(recorded: Any, *args: Any) -> Request:
         models.current = recorded.model
@@ -43,14 +44,14 @@ def everything_remote() -> Iterator[StandIn]:
         stays = server.is_left_out or how.get("grad") or (what == "generate" and model._tracer.get() is not None)
         return how if stays else {"remote": True, **how}
 
-    def save_all_and_send(tracer: RemoteTracer) -> None:
-        recorder = tracer.recorder
-        recorder.saved |= {lazy._node for ref in recorder.alive if (lazy := ref()) is not None}
-        send(tracer)
+    def all_saved(tracer: RemoteTracer) -> list[LazyTensor]:
+        lazies = alive(tracer)
+        tracer.recorder.saved |= {lazy._node for lazy in lazies}
+        return lazies
 
     with pytest.MonkeyPatch.context() as patch, server.configured():
         patch.setattr(tracing, "request_of", sent)
-        patch.setattr(RemoteTracer, "send", save_all_and_send)
+        patch.setattr(RemoteTracer, "_alive", all_saved)
         patch.setattr(
             TracedModel, "trace", lambda model, *args, **how: trace(model, *args, **asked("trace", model, how))
         )

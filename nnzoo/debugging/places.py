@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from nnzoo.architectures.hooked_model import HookedModel
+from nnzoo.architectures.products import chosen_by_pytorch
 from nnzoo.tracing.shapes import firing_order
 from nnzoo.weights import ModulePath, Value, paths_of
 
@@ -116,7 +117,8 @@ def compare(model: HookedModel, tokens: Int[Tensor, "batch pos"], theirs: Refere
     patterns = {hook for hook in hooks if hook.endswith(".hook_pattern")}
     ours: dict[str, Tensor] = {}
     for names in (hooks - patterns, patterns):  # apart, since asking for patterns leaves the fused kernel
-        ours |= model.run_with_cache(tokens, names_filter=names)[1].cache_dict
+        with chosen_by_pytorch():  # as theirs are
+            ours |= model.run_with_cache(tokens, names_filter=names)[1].cache_dict
     order = {name: number for number, name in enumerate(firing_order(model))}
 
     def cause_first(difference: Difference) -> tuple[int, bool, int]:  # an output, and of the innermost module

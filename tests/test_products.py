@@ -1,0 +1,106 @@
+"""Products by the faster library: float32's exactness, and PyTorch's own products where anything looks into them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnzoo.architectures import products
+from nnzoo.architectures.products import FEW, chosen_by_pytorch, linear
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no such operator"
+)
+D_IN, D_OUT = 512, 640
+
+
+@pytest.fixture(autouse=True)
+def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(products, "_faster", lambda: True)
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """The calls that the library was asked for."""
+    calls: list[tuple] = []
+    real = torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *args: calls.append(args) or real(*args))
+    return calls
+
+
+def values(*shape: int) -> Tensor:
+    return torch.empty(*shape).uniform_(-1, 1)
+
+
+LAYOUTS: dict[str, Callable[[], Tensor]] = {
+    "one row": lambda: values(FEW, D_IN),
+    "batch pos": lambda: values(2, 33, D_IN),
+    "four axes": lambda: values(2, 3, 5, D_IN),
+    "last positions": lambda: values(16, 9, D_IN)[:, -1:],
+    "every other number": lambda: values(4, 9, 2 * D_IN)[..., ::2],
+    "turned": lambda: values(D_IN, 64).t(),
+    "one row for all": lambda: values(1, D_IN).expand(12, D_IN),
+}
+
+
+@pytest.mark.parametrize("x", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("stored", ["out in", "in out"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_product_is_nearly_as_exact_as_pytorchs(asked: list, x: Callable[[], Tensor], stored: str, biased: bool):
+    torch.manual_seed(0)
+    weight = values(D_OUT, D_IN) if stored == "out in" else values(D_IN, D_OUT).t()
+    given, bias = x(), values(D_OUT) if biased else None
+    exact = F.linear(given.double(), weight.double(), None if bias is None else bias.double())
+    ours, theirs = linear(given, weight, bias), F.linear(given, weight, bias)
+    assert len(asked) == 1 and ours.shape == theirs.shape and ours.stride() == theirs.stride()
+    assert (ours - exact).abs().mean() <= 2.5 * (theirs - exact).abs().mean()
+    assert (ours - exact).abs().max() <= 2e-6 * exact.abs().max()
+
+
+class Noticing(Tensor):
+    pass
+
+
+NOT_ASKED: dict[str, tuple[Callable[[], AbstractContextManager], Callable[[Tensor], Tensor]]] = {
+    "gradients": (torch.enable_grad, lambda x: x),
+    "autocast": (lambda: torch.autocast("cpu", torch.bfloat16), lambda x: x),
+    "few vectors": (nullcontext, lambda x: x[: FEW - 1]),
+    "float64": (nullcontext, lambda x: x.double()),
+    "a class of one's own": (nullcontext, lambda x: x.as_subclass(Noticing)),
+    "a mode that counts": (lambda: FlopCounterMode(display=False), lambda x: x),
+    "oneDNN off": (lambda: torch.backends.mkldnn.flags(enabled=False), lambda x: x),
+    "chosen by PyTorch": (chosen_by_pytorch, lambda x: x),
+}
+
+
+@pytest.mark.parametrize(("context", "of"), NOT_ASKED.values(), ids=NOT_ASKED)
+def test_pytorchs_own_product(asked: list, context: Callable, of: Callable[[Tensor], Tensor]):
+    torch.manual_seed(0)
+    x, weight = of(values(16, D_IN)), values(D_OUT, D_IN)
+    weight = weight.to(x.dtype)
+    with context():
+        ours, theirs = linear(x, weight, None), F.linear(x, weight)
+    assert not asked and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def test_transforms_see_pytorchs_own_product(asked: list):
+    torch.manual_seed(0)
+    x, weight = values(3, 16, D_IN), values(D_OUT, D_IN)
+    torch.testing.assert_close(vmap(lambda row: linear(row, weight, None))(x), F.linear(x, weight))
+    torch.func.jvp(lambda one: linear(one, weight, None), (x,), (x,))
+    assert not asked
+
+
+def test_a_weight_that_is_small_or_of_a_class_of_its_own_is_pytorchs(asked: list):
+    linear(values(16, 100), values(100, 100), None)
+    linear(values(16, D_IN), values(D_OUT, D_IN).as_subclass(Noticing), None)
+    assert not asked
+    linear(values(16, D_IN), nn.Parameter(values(D_OUT, D_IN)), None)
+    assert asked
