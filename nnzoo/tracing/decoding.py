@@ -65,8 +65,7 @@ class Decoding:
         """They are over, and have left the decoders so; from where their random numbers end torch's go on."""
         if self.heard is not None:
             self.heard.decoder.stream.end(decoders[self.heard])
-        if self.drawing is not None:
-            self.adopt(decoders)
+        self.adopt(decoders)
 
     def adopt(self, decoders: Mapping[Invoke, Any]) -> None:
         """Let torch's random numbers go on from where a generation that is over has left them."""

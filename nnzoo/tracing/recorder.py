@@ -100,11 +100,12 @@ class Recorder(Writer):
         """Record a function by itself, wherever its line is."""
         if kwargs.get("out") is not None and lazies(kwargs["out"]):
             return self._into(fn, args, kwargs, shapes)
-        if name_of(fn) in _TURNS:
-            args[0]._node = self.record(getattr(Tensor, name_of(fn)[:-1]), args, kwargs, shapes)._node
+        name = name_of(fn)
+        if name in _TURNS:
+            args[0]._node = self.record(getattr(Tensor, name[:-1]), args, kwargs, shapes)._node
             return args[0]
-        if name_of(fn) in _ALIKE:  # only the other's shape is asked for, not its numbers
-            view: Any = _ALIKE[name_of(fn)]
+        if name in _ALIKE:  # only the other's shape is asked for, not its numbers
+            view: Any = _ALIKE[name]
             one, other = (*args, *kwargs.values())
             return self.record(view, (one, other.shape), {}) if isinstance(one, LazyTensor) else view(one, other.shape)
         if self.tape is None or self._answering:
