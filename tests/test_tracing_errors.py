@@ -167,6 +167,12 @@ WRONG = torch.zeros(7, 5, dtype=torch.float64)
 STREAM = r"blocks\.0\.hook_resid_post \(batch 2, pos 9, d_model 48\)"
 
 
+def doubled(h: torch.Tensor, times: int) -> torch.Tensor:
+    for _ in range(times):
+        h = h + h
+    return h
+
+
 class TestOperations:
     @pytest.mark.parametrize(
         ("ask", "said"),
@@ -180,6 +186,12 @@ class TestOperations:
                 lambda h: h.__setitem__((0, ..., slice(2, 6, 2)), WRONG),
                 r"\[0, \.\.\., 2:6:2\] is \(pos 9, d_model 2\),",
             ),
+            (lambda h: h.__rsub__(WRONG), rf"__rsub__ of {STREAM} and a tensor \[7, 5\]: axis 'd_model' is 48 and 5"),
+            (
+                lambda h: h[:, h[0, :, 0].argmax()] + WRONG,
+                r"add of blocks.*\(batch 2, d_model 48\) and a tensor \[7, 5\]",
+            ),
+            (lambda h: doubled(h, 60) + WRONG, r"the result of add \(batch 2, pos 9, d_model 48\) and a tensor"),
             (lambda h: h @ WRONG, rf"matmul of {STREAM} and a tensor \[7, 5\]\. PyTorch: .*must have same"),
         ],
     )
