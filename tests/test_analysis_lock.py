@@ -12,7 +12,7 @@ PAIR = ("The capital of Italy is", "The capital of France is")
 TOKEN = " Paris"
 WORK = {
     "ablate": lambda model: analysis.ablate(model, PAIR[0], TOKEN),
-    "ablated": lambda model: analysis.ablated(model, mlps=[1]),
+    "ablated": lambda model: analysis.ablated(model, mlps=[1], mode="mean", reference=PAIR[1]),
     "attention_patterns": lambda model: analysis.attention_patterns(model, PAIR[0]),
     "attribute_edges": lambda model: analysis.attribute_edges(model, *PAIR, TOKEN),
     "attribute_logits": lambda model: analysis.attribute_logits(model, PAIR[0], TOKEN),

@@ -135,14 +135,12 @@ def ablated(
     places += [(f"blocks.{layer}.hook_mlp_out", None) for layer in mlps]
     if not places:
         raise ValueError("nothing is named to be ablated: heads=[(layer, head), ...], attentions=[...] or mlps=[...]")
-    for layer, head in heads:
-        if not (0 <= layer < subject.n_layers and 0 <= head < subject.n_heads):
-            size = f"{subject.n_layers} layers of {subject.n_heads} heads"
-            raise ValueError(f"there is no head {head} in layer {layer}: the model has {size}")
-    means = _means(subject, [name for name, _ in places], mode, reference)
-    hooks: Hooks = [(name, _silencing(head, means.get(name))) for name, head in places]
-    with lock_of(model), subject.native.hooks(hooks):
-        yield
+    subject.check_heads(heads)
+    with lock_of(model):
+        means = _means(subject, [name for name, _ in places], mode, reference)
+        hooks: Hooks = [(name, _silencing(head, means.get(name))) for name, head in places]
+        with subject.native.hooks(hooks):
+            yield
 
 
 def _means(subject: Subject, names: list[str], mode: str, reference: Prompts | None) -> dict[str, Tensor]:

@@ -56,8 +56,7 @@ def attribute_patches(
         values, gradients = gradients_at(run, sites.names)
         pairs = zip(source_values, values, gradients, strict=True)
         changes = [(new - old) * gradient for new, old, gradient in pairs]
-    axes = subject.native.hook_points[sites.names[0]].axes
-    scores = run.score + torch.stack([sites.summed(change, axes) for change in changes])
+    scores = run.score + torch.stack([sites.summed(change) for change in changes])
     title = f"attribution patching {at}" + (f", {steps} steps" if steps else "")
     return Effects(title, run.quantity, scores, sites.axes, run.score, end.score)
 

@@ -17,7 +17,7 @@ from nnzoo.analysis.metrics import Answer
 from nnzoo.analysis.results import Axis, Result
 from nnzoo.analysis.sites import sites_of
 from nnzoo.analysis.subject import Model, Subject, exclusive
-from nnzoo.analysis.tuned_lens import TunedLens, check_is_of_streams, translated
+from nnzoo.analysis.tuned_lens import TunedLens, translated
 from nnzoo.architectures.html import shown
 
 Guesses = tuple[tuple[str, float], ...]
@@ -82,7 +82,7 @@ def logit_lens(
     if len(tokens.ids) > 1:
         raise ValueError(f"a lens shows one prompt, not {len(tokens.ids)}")
     sites = sites_of(subject, tokens, at, "pos", tuned.layers if tuned and layers is None else layers)
-    check_is_of_streams(subject, sites)
+    sites.check_are_streams()
     where = torch.arange(tokens.n_pos) if positions is None else torch.arange(tokens.n_pos)[list(positions)]
     _, cache = subject.native.run_with_cache(tokens.ids, names_filter=list(sites.names), return_type=None)
     streams = torch.stack([cache[name][0, where] for name in sites.names])

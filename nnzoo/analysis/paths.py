@@ -91,10 +91,7 @@ def _checked(subject: Subject, receivers: Sequence[Head], into: str) -> list[Hea
         raise ValueError(f"into is 'q', 'k' or 'v', not {into!r}")
     if not receivers:
         raise ValueError("receivers are (layer, head) pairs, or None for the end of the model; the list is empty")
-    for layer, head in receivers:
-        if not (0 <= layer < subject.n_layers and 0 <= head < subject.n_heads):
-            size = f"{subject.n_layers} layers of {subject.n_heads} heads"
-            raise ValueError(f"there is no head {head} in layer {layer}: the model has {size}")
+    subject.check_heads(receivers)
     return list(receivers)
 
 

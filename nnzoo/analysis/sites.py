@@ -32,10 +32,16 @@ class Sites:
     axes: tuple[Axis, ...]  # of a result: the layer, then those of `by`
     indices: tuple[Index, ...]  # into a value without its batch axis, in the order of `axes[1:]`
     along: int | None  # which axis of a value [batch ...] are the positions of the pass; None: none of them
+    symbols: str  # the axes of a value
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(len(axis.labels) for axis in self.axes)
+
+    def check_are_streams(self) -> None:
+        """Raise ValueError where a value is no residual stream, nor as wide as one."""
+        if self.symbols != "batch pos d_model":
+            raise ValueError(f"{self.at} is no value of the residual stream's width: it is [{self.symbols}]")
 
     def replacement(self, layers: Sequence[int], index: Index, values: Sequence[Tensor]) -> Experiment:
         """A run, from as late on as can be, with what stands in `values` [layer][batch ...] put in a place of layers.
@@ -71,9 +77,9 @@ class Sites:
 
         return edit
 
-    def summed(self, value: Tensor, axes: str) -> Tensor:
+    def summed(self, value: Tensor) -> Tensor:
         """A value [batch ...] summed over all axes that are not gone through: [*by]."""
-        symbols = axes.split()
+        symbols = self.symbols.split()
         kept = [axis.name for axis in self.axes[1:]]
         dims = [i for i, symbol in enumerate(symbols) if symbol not in kept]
         summed = value.sum(dim=dims)
@@ -103,7 +109,8 @@ def sites_of(
     # under a sliding window a run that begins late has fewer keys, so that it begins with the prompt where these matter
     whole = "key" in symbols and subject.native.window is not None
     along = None if whole else next((i for i, s in enumerate(symbols, start=1) if s in ("pos", "query")), None)
-    return Sites(at, tuple(p.name for p in points), chosen, (layer_axis, *axes), tuple(indices), along)
+    names = tuple(point.name for point in points)
+    return Sites(at, names, chosen, (layer_axis, *axes), tuple(indices), along, points[0].axes)
 
 
 def _checked(subject: Subject, layer: int) -> int:

@@ -79,11 +79,10 @@ def steering_vector(
     """
     subject = Subject(model)
     sites = sites_of(subject, subject.read(positive), at, "pos", [layer])
+    sites.check_are_streams()
     positive_mean, negative_mean = (
         _mean(subject, prompts, sites.names[0], position) for prompts in (positive, negative)
     )
-    if positive_mean.shape != (subject.native.config.d_model,):
-        raise ValueError(f"{at} is no value of the residual stream's width")
     return SteeringVector(positive_mean - negative_mean, sites.layers[0], at)
 
 

@@ -128,6 +128,13 @@ class Subject:
             raise ValueError(f"{token!r} is {len(ids)} tokens, not one: {pieces}. A leading space may be missing.")
         return ids[0]
 
+    def check_heads(self, heads: Sequence[tuple[int, int]]) -> None:
+        """Raise ValueError for a (layer, head) that the model does not have."""
+        for layer, head in heads:
+            if not (0 <= layer < self.n_layers and 0 <= head < self.n_heads):
+                size = f"{self.n_layers} layers of {self.n_heads} heads"
+                raise ValueError(f"there is no head {head} in layer {layer}: the model has {size}")
+
     def text(self, token: int) -> str:
         """The text of an id; the id itself where the model has no tokenizer."""
         try:

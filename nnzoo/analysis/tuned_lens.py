@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from nnzoo.analysis.results import Result
-from nnzoo.analysis.sites import Sites, sites_of, values_at
+from nnzoo.analysis.sites import sites_of, values_at
 from nnzoo.analysis.subject import Model, Prompts, Subject, exclusive
 from nnzoo.analysis.sweep import progress
 
@@ -47,13 +47,6 @@ def translated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (wide + wide @ weight + bias).to(x.dtype)
 
 
-def check_is_of_streams(subject: Subject, sites: Sites) -> None:
-    """Raise ValueError where what stands at some sites is no residual stream, nor as wide as one."""
-    axes = subject.native.hook_points[sites.names[0]].axes
-    if axes != "batch pos d_model":
-        raise ValueError(f"{sites.at} is no value of the residual stream's width: it is [{axes}]")
-
-
 @exclusive
 def train_tuned_lens(
     model: Model,
@@ -81,7 +74,7 @@ def train_tuned_lens(
     subject = Subject(model)
     tokens = subject.read(prompts)
     sites = sites_of(subject, tokens, at, "pos", layers)
-    check_is_of_streams(subject, sites)
+    sites.check_are_streams()
     streams = torch.stack([value[tokens.real] for value in values_at(subject, tokens, sites.names)])
     with torch.no_grad():
         last = _log_probabilities(subject.native(tokens.ids, attention_mask=tokens.mask)[tokens.real])
