@@ -9,6 +9,7 @@ from torch import Tensor
 
 from families import error, folder, prompt, theirs
 from nnzoo import Graph, LanguageModel
+from nnzoo.tracing.recorder import TraceError
 
 TOKENS = prompt(2, 9)
 
@@ -103,6 +104,24 @@ def test_an_integer_is_computed_anew_for_each_prompt_of_an_edited_model(model: L
     expected = stream().clone()
     expected[:, best_of(expected)] = 0
     assert error(changed, expected) < 1e-9
+
+
+def test_a_row_of_the_weights_is_picked_and_they_stay(model: LanguageModel) -> None:
+    weight = model.transformer.wte.weight
+    before = weight.detach().clone()
+    with model.trace(TOKENS):
+        logits = model.output
+        row = weight[logits[0, -1].argmax()]
+        doubled = row * 2
+        with pytest.raises(TraceError, match="change a clone of the part"):
+            row[:] = 0
+        rows = weight[logits[:, -1].argmax(-1)]
+        rows[0] = 0
+    with torch.no_grad():
+        best = theirs("gpt2", "default")(TOKENS).logits[:, -1].argmax(-1)
+    assert torch.equal(row, before[best[0]]) and torch.equal(doubled, 2 * row)
+    assert torch.equal(rows[1], before[best[1]]) and not rows[0].any()
+    assert torch.equal(weight, before)
 
 
 def test_a_graph_with_a_computed_index_is_stored(model: LanguageModel) -> None:

@@ -75,6 +75,13 @@ def with_numbers(index: Any, of: Tensor) -> Any:
     return flat if isinstance(index, tuple) or len(flat) != 1 else flat[0]
 
 
+def picks_by_traced_integers(index: Any) -> bool:
+    """Whether an index picks one part, for which a number would give a view, and only the run knows which."""
+    parts = [part for part in (index if isinstance(index, tuple) else (index,)) if isinstance(part, (Tensor, list))]
+    metas = [part._node.meta if isinstance(part, LazyTensor) else None for part in parts]
+    return bool(metas) and all(meta is not None and is_one_integer(meta) for meta in metas)
+
+
 def _numbers(part: Tensor) -> tuple:
     if _is_mask(part):
         return part.nonzero(as_tuple=True) if part.ndim else (bool(part),)

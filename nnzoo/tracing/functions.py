@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nnzoo.tracing.gradients import require_grad
+from nnzoo.tracing.infer import picked
 from nnzoo.tracing.wholes import copy_part, stack_ids, stack_prompts
 
 
@@ -132,6 +133,7 @@ _OWN = {
     "nnzoo.stack_ids": stack_ids,
     "nnzoo.copy_part": copy_part,
     "nnzoo.require_grad": require_grad,
+    "nnzoo.picked": picked,
 }
 
 

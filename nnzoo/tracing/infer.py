@@ -67,7 +67,6 @@ def infer(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], device:
 
 # For these PyTorch's meta kernels are Python, whose first use imports its compiler: a second, where this takes 5 us
 _ARITHMETIC = {getattr(torch.Tensor, name) for name in ("add", "sub", "mul")}
-_INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
 
 
 def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answer:
@@ -86,6 +85,14 @@ def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answe
     given: list[Tensor] = []
     map_tensors(given.append, (args, kwargs))
     return Answer(result, tuple(leaves), shared, watch.draws, watch.by_value, watch.changed(given))
+
+
+def picked(x: Tensor, index: Any) -> Tensor:
+    """A part of a tensor, as one of its own."""
+    return x[index].clone()
+
+
+_INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__, picked}
 
 
 @contextmanager

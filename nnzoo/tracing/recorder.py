@@ -7,7 +7,7 @@ which pass, and is tied to the writes that it must see. An operation that needs 
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from nnzoo.tracing.arguments import (
     lazies,
     name_of,
     operands,
+    picks_by_traced_integers,
     stand_in,
     to_meta,
     with_nodes,
@@ -28,7 +29,7 @@ from nnzoo.tracing.arguments import (
 from nnzoo.tracing.blame import say_of
 from nnzoo.tracing.custom import CustomFunctions
 from nnzoo.tracing.graph import Call, Node, Pick, Put, Storage
-from nnzoo.tracing.infer import UNKNOWN, Answer, NeedsValues, infer, map_tensors, moves
+from nnzoo.tracing.infer import UNKNOWN, Answer, NeedsValues, infer, map_tensors, moves, picked
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.lengths import map_lengths
 from nnzoo.tracing.modes import Modes
@@ -163,12 +164,16 @@ class Recorder(Writer):
             if isinstance(args[1], str):
                 return self._by_name(args[0], args[1])
             args = (args[0], with_numbers(args[1], args[0]))
+            if not isinstance(args[0], LazyTensor) and picks_by_traced_integers(args[1]):
+                return self._part_of_real(*args)
         return self._record(fn, name, args, kwargs, shapes)
 
     def _record(self, fn: Callable, name: str, args: tuple, kwargs: dict, shapes: Callable | None) -> Any:
         target = edited(name, args, kwargs)
         if target is not None and not isinstance(target, LazyTensor):
             return self._now(fn, args, kwargs)  # a real tensor is written: it needs the numbers
+        if target is not None and target._node.storage.written is _refuse:
+            _refuse(target._node)  # before the write is in the graph
         try:
             answer = self._infer(shapes or self._moves.get(name, fn), name, args, kwargs)
         except NeedsValues:
@@ -187,6 +192,12 @@ class Recorder(Writer):
         if target is not None:
             return None if name == "__setitem__" else target
         return self.results(node, answer)
+
+    def _part_of_real(self, real: Tensor, index: Any) -> Any:
+        """What traced integers pick from a real tensor: a copy, since that one stays as it is when the model runs."""
+        part = self._record(picked, "picked", (real, index), {}, None)
+        part._node.storage.written = _refuse
+        return part
 
     def save(self, lazy: LazyTensor) -> Any:
         """Keep a value; inside a tape over several steps, one of each."""
@@ -315,3 +326,10 @@ class Recorder(Writer):
         """Raise TraceError when the trace has ended."""
         if not self.open:
             raise TraceError(f"this value was never computed: it belongs to {self.ended}")
+
+
+def _refuse(write: Node) -> NoReturn:
+    raise TraceError(
+        "what a traced integer picks from a real tensor cannot be changed in place: that tensor stays as it is; change "
+        "a clone of the part"
+    )
