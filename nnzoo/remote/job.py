@@ -51,6 +51,7 @@ def pick_up(id: str, host: str | None = None) -> "Job":
 
     Its trace is not here: `result()` gives the values that were saved, in the order of the program, and `.grad` is
     with those that have one. A job that is pickled is picked up so, with the key of the process that it comes to.
+    Raises NoServer where no host is known; that a host has no such job, JobGone, is said when it is asked of it.
     """
     return Job(connect(host), id, _saved)
 

@@ -1,4 +1,8 @@
-"""New weights as TransformerLens draws them: in the same order, so that a seed gives the same model."""
+"""New weights as TransformerLens draws them: in the same order, so that a seed gives the same model.
+
+Papers: Glorot and Bengio 2010, https://proceedings.mlr.press/v9/glorot10a.html (xavier); He et al. 2015,
+https://arxiv.org/abs/1502.01852 (kaiming); Yang et al. 2022, https://arxiv.org/abs/2203.03466 (muP).
+"""
 
 import math
 from collections.abc import Callable

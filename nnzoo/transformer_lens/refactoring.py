@@ -16,7 +16,15 @@ from nnzoo.transformer_lens.FactoredMatrix import FactoredMatrix
 
 @torch.no_grad()
 def refactor_factored_attn_matrices(model: HookedModel) -> None:
-    """Rewrite every head of a model in place; the logits stay. Raises ValueError where positions rotate q and k."""
+    """Rewrite every head of a model in place; the logits stay. Raises ValueError where positions rotate q and k.
+
+    >>> from nnzoo.weights import load
+    >>> model = load("nnzoo/tiny-gpt2")
+    >>> refactor_factored_attn_matrices(model)
+    >>> W_O = model.blocks[0].attn.W_O[0]  # [d_head d_model], its rows orthonormal
+    >>> torch.allclose(W_O @ W_O.T, torch.eye(len(W_O)), atol=1e-4)
+    True
+    """
     for block in model.blocks:
         if hasattr(block.attn, "hook_rot_q"):
             raise ValueError(
