@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.folders import Size
 from benchmarks.measure import Job, alternate, timed
 from benchmarks.models import Pair
-from benchmarks.report import Row, show
+from benchmarks.report import Row, beside_row, show
 from benchmarks.setup import Setup
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.generation import generate
@@ -37,15 +37,9 @@ class Series:
                 self.seconds.setdefault(name, []).append(turns.median(name))
         few, many = self.sizes[0], self.sizes[-1]
         each = self.seconds["nnzoo"][0] / few, self.seconds["nnzoo"][-1] / many
-        ratio, target = each[1] / each[0], self.target
-        return Row(
-            SUBJECT,
-            f"{self.title}: each of {many} {self.unit}",
-            show(each[1]),
-            f"each of {few} {show(each[0])}",
-            f"{ratio:.2f}x",
-            "" if target is None else f"<= {target:g}x",
-            None if target is None else ratio <= target,
+        work = f"{self.title}: each of {many} {self.unit}"
+        return beside_row(
+            SUBJECT, work, show(each[1]), f"each of {few} {show(each[0])}", each[1] / each[0], self.target
         )
 
 

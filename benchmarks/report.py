@@ -39,16 +39,14 @@ def ratio_row(
     subject: str, work: str, turns: Comparison, other: str, target: float | None = None, ours: str = "nnzoo"
 ) -> Row:
     """Our time by another's, which should be at most `target`."""
-    ratio = turns.ratio(ours, other)
-    return Row(
-        subject,
-        work,
-        show(turns.median(ours)),
-        f"{other} {show(turns.median(other))}",
-        f"{ratio:.2f}x",
-        "" if target is None else f"<= {target:g}x",
-        None if target is None else ratio <= target,
-    )
+    said = show(turns.median(ours)), f"{other} {show(turns.median(other))}"
+    return beside_row(subject, work, *said, turns.ratio(ours, other), target)
+
+
+def beside_row(subject: str, work: str, ours: str, other: str, ratio: float, target: float | None = None) -> Row:
+    """A figure beside another one, and their ratio, which should be at most `target`."""
+    bound, met = ("", None) if target is None else (f"<= {target:g}x", ratio <= target)
+    return Row(subject, work, ours, other, f"{ratio:.2f}x", bound, met)
 
 
 def bound_row(subject: str, work: str, ours: float, bound: float, unit: str, other: str = "") -> Row:
@@ -57,11 +55,8 @@ def bound_row(subject: str, work: str, ours: float, bound: float, unit: str, oth
 
 
 def plain_row(subject: str, work: str, ours: float, other: str, ratio: float, target: float | None = None) -> Row:
-    """A figure in MiB beside another one, whose ratio should be at most `target`."""
-    bound = "" if target is None else f"<= {target:g}x"
-    return Row(
-        subject, work, f"{ours:.3g} MiB", other, f"{ratio:.2f}x", bound, None if target is None else ratio <= target
-    )
+    """A figure in MiB beside another one."""
+    return beside_row(subject, work, f"{ours:.3g} MiB", other, ratio, target)
 
 
 def show(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """A client of the server's HTTP interface as it is written down, for tests of the server alone."""
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,19 @@ class Client(httpx2.Client):
                     fields, most = {}, most - 1
                     if not most:
                         return
+
+
+def connected(url: str) -> socket.socket:
+    """A connection to a server, on which nothing was said."""
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def raw(url: str, request: str, key: str) -> socket.socket:
+    """A connection on which a request was begun, whose headers have not ended: `GET /models HTTP/1.1`."""
+    connection = connected(url)
+    connection.sendall(f"{request}\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n".encode())
+    return connection
 
 
 def begun(journal: Path) -> list[str]:

@@ -131,6 +131,16 @@ def gate(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "gate").touch()
 
 
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that a client here would make between attempts, none of which is made."""
+    from nnzoo.remote import client
+
+    made: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", made.append)
+    return made
+
+
 if __name__ == "__main__":  # remote_server.py RUNNER serve MODEL...
     from nnzoo import cli
     from nnzoo.remote.server import keeping

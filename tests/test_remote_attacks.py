@@ -11,9 +11,8 @@ import pytest
 
 from nnzoo.remote.protocol import MEDIA_TYPE, pack
 from nnzoo.remote.server.pauses import FIRST, FREE, LONGEST, REMEMBERED, Pauses
-from remote_http import Client, begun
+from remote_http import Client, begun, raw
 from remote_jobs import MODEL, job, said
-from remote_server import Server
 from test_remote_server_parts import Clock, added, waiting
 
 OPEN = 100  # requests of a key at a time
@@ -31,13 +30,6 @@ def good(stand_in, request):
         yield client
 
 
-def spoken(server: Server, request: str, key: str = "evil", timeout: float = 20) -> socket.socket:
-    host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout)
-    connection.sendall(f"{request}\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n".encode())
-    return connection
-
-
 def answered(connection: socket.socket) -> bytes:
     """All that comes until the server hangs up."""
     data = b""
@@ -53,7 +45,7 @@ def answered(connection: socket.socket) -> bytes:
 @pytest.mark.parametrize("path", ["events", "result?wait=60"])
 def test_one_key_cannot_take_every_connection(stand_in, evil, good, gate, path):
     id = evil.queue(job("wait", gate=str(gate)))
-    held = [spoken(stand_in, f"GET /jobs/{id}/{path} HTTP/1.1", evil.key) for _ in range(OPEN)]
+    held = [raw(stand_in.url, f"GET /jobs/{id}/{path} HTTP/1.1", evil.key) for _ in range(OPEN)]
     for connection in held:
         connection.sendall(b"\r\n")
     for _ in range(200):
@@ -141,9 +133,8 @@ def test_many_small_rows_are_not_kept_for_ever(tmp_path, monkeypatch):
     ids=["chunked", "both", "large", "larger", "negative", "twice", "header", "key", "gzip"],
 )
 def test_a_request_that_is_none_is_refused_and_let_go(stand_in, good, headers, status):
-    with spoken(
-        stand_in, f"POST /jobs HTTP/1.1\r\nContent-Type: {MEDIA_TYPE}\r\nConnection: close\r\n{headers}"
-    ) as one:
+    request = f"POST /jobs HTTP/1.1\r\nContent-Type: {MEDIA_TYPE}\r\nConnection: close\r\n{headers}"
+    with raw(stand_in.url, request, "evil") as one:
         with suppress(ConnectionError):
             one.sendall(b"\r\n" + b"5\r\nnnzoo\r\n" * 3)
         assert answered(one).startswith(b"HTTP/1.1 " + status)

@@ -13,7 +13,6 @@ import pytest
 
 from nnzoo import CONFIG, LanguageModel
 from nnzoo.config import Config
-from nnzoo.remote import client as client_module
 from nnzoo.remote.client import ATTEMPTS, Client, connect
 from nnzoo.remote.errors import (
     JobCancelled,
@@ -39,14 +38,6 @@ NAME = "nnzoo/tiny-gpt2"
 def server() -> Iterator[StandIn]:
     with StandIn(**{NAME: LanguageModel(NAME)}).configured() as server:
         yield server
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, none of which is made."""
-    made: list[float] = []
-    monkeypatch.setattr(client_module.time, "sleep", made.append)
-    return made
 
 
 def send(**how: Any) -> Any:

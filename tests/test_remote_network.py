@@ -27,13 +27,6 @@ from remote_stand_in import StandIn
 
 
 @pytest.fixture
-def pauses(monkeypatch):
-    made: list[float] = []
-    monkeypatch.setattr(client_module.time, "sleep", made.append)
-    return made
-
-
-@pytest.fixture
 def quick(monkeypatch):
     """Pauses of a tenth."""
     sleep = time.sleep

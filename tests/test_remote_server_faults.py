@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 
 import httpx2
@@ -11,7 +10,7 @@ import pytest
 from nnzoo.cli import main
 from nnzoo.remote.protocol import MEDIA_TYPE
 from nnzoo.remote.server.keys import new_key
-from remote_http import Client, begun
+from remote_http import Client, begun, connected, raw
 from remote_jobs import job, said
 from remote_server import Server
 
@@ -44,19 +43,6 @@ def tight(keys, key):
 def limited(tight, key):
     with Client(tight.url, key) as client:
         yield client
-
-
-def connected(server: Server) -> socket.socket:
-    host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)))
-    connection.settimeout(10)
-    return connection
-
-
-def raw(server: Server, request: str, key: str = "key") -> socket.socket:
-    connection = connected(server)
-    connection.sendall(f"{request}\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n".encode())
-    return connection
 
 
 # --- workers that end ------------------------------------------------------------------------------------------------
@@ -179,10 +165,10 @@ def test_a_server_that_is_asked_to_end_lets_jobs_end_and_keeps_the_queue(limited
 def test_a_client_that_goes_takes_nothing_with_it(client, stand_in, gate):
     id = client.queue(job("wait", gate=str(gate)))
     for path in ("events", "result?wait=20"):
-        connection = raw(stand_in, f"GET /jobs/{id}/{path} HTTP/1.1", client.key)
+        connection = raw(stand_in.url, f"GET /jobs/{id}/{path} HTTP/1.1", client.key)
         connection.sendall(b"\r\n")
         connection.close()
-    connection = raw(stand_in, "POST /jobs HTTP/1.1", client.key)
+    connection = raw(stand_in.url, "POST /jobs HTTP/1.1", client.key)
     connection.sendall(f"Content-Type: {MEDIA_TYPE}\r\nContent-Length: 1000\r\n\r\nhalf".encode())
     connection.close()
     gate.touch()
@@ -193,7 +179,7 @@ def test_a_slow_reader_keeps_nobody_waiting(client, stand_in):
     id = client.queue(job("bytes", size=50_000_000))
     client.until(id, "done")
     before = memory(stand_in)
-    readers = [raw(stand_in, f"GET /jobs/{id}/result HTTP/1.1", client.key) for _ in range(8)]
+    readers = [raw(stand_in.url, f"GET /jobs/{id}/result HTTP/1.1", client.key) for _ in range(8)]
     for reader in readers:
         reader.sendall(b"\r\n")
         assert reader.recv(100).startswith(b"HTTP/1.1 200")
@@ -211,14 +197,14 @@ def memory(server: Server) -> int:
 def test_a_reader_that_stands_still_is_dropped(limited, tight, key):
     id = limited.queue(job("bytes", size=30_000_000))
     limited.until(id, "done")
-    with raw(tight, f"GET /jobs/{id}/result HTTP/1.1", key) as reader:
+    with raw(tight.url, f"GET /jobs/{id}/result HTTP/1.1", key) as reader:
         reader.sendall(b"\r\n")
         time.sleep(2)
         assert sum(map(len, iter(lambda: reader.recv(2**20), b""))) < 30_000_000
 
 
 def test_a_slow_sender_is_given_up(tight, key):
-    with raw(tight, "POST /jobs HTTP/1.1", key) as sender:
+    with raw(tight.url, "POST /jobs HTTP/1.1", key) as sender:
         sender.sendall(f"Content-Type: {MEDIA_TYPE}\r\nContent-Length: 1000\r\n\r\n".encode())
         start = time.monotonic()
         sender.sendall(b"nnzoo")
@@ -227,7 +213,7 @@ def test_a_slow_sender_is_given_up(tight, key):
 
 
 def test_headers_that_never_end_are_given_up(tight):
-    with connected(tight) as sender:
+    with connected(tight.url) as sender:
         sender.sendall(b"GET /version HTTP/1.1\r\nX: ")
         with pytest.raises(ConnectionError):
             for _ in range(100):
