@@ -282,3 +282,15 @@ def test_two_hundred_prompts_in_turns_share_two_batches() -> None:
     assert len(kept) == 100
     assert calls[0] == 2
     assert calls[1] == 3, "the block in which one batch waits runs again"
+
+
+@pytest.mark.parametrize("between", [True, False], ids=["read in between", "not read"])
+def test_what_was_put_is_the_bodys_own_memory_and_may_go_lower_when_it_is_edited(between: bool):
+    family, setting = "gpt2", dict(PLAIN)["gpt2"]
+    low, high = (truth(family, setting).places.index(f"blocks.{n}.hook_attn_out") for n in (0, 2))
+    body = [Statement("read", low), Statement("square", 0), Statement("put", 1, high)]
+    body += [Statement("read", high), Statement("clone", 2)] * between  # as it is before the edit
+    body += [Statement("scale", 1), Statement("set_row", 0, 1)]
+    program = Program((Asked(1, 6, ""),), ((0, tuple(body)),))
+    check(family, setting, program, set(), None)
+    check(family, setting, program, {1}, None)

@@ -153,12 +153,19 @@ class Run:
         for reader in waiting:
             if reader.index >= edit.index:
                 break
-            if reader in self.done or reader not in self.needed:
-                continue
+            if reader in self.done or reader not in self.needed or isinstance(reader, Put):
+                continue  # what is put shows every edit
             for node in reader.inputs:
-                if node.storage is edit.storage and node in self.values and (reader, node) not in self._before_edit:
-                    copies.setdefault(node, self.values[node].clone())
-                    self._before_edit[reader, node] = copies[node]
+                source = self._source_of(node)
+                if node.storage is edit.storage and source in self.values and (reader, node) not in self._before_edit:
+                    copies.setdefault(source, self.values[source].clone())
+                    self._before_edit[reader, node] = copies[source]
+
+    def _source_of(self, node: Node) -> Node:
+        """Where the value of a node is now, which may be put at a place that the pass has not come to."""
+        while isinstance(node, Put) and node not in self.done:
+            (node,) = node.inputs
+        return node
 
 
 def _may_be_saved(reader: Node, node: Node, value: Any) -> bool:

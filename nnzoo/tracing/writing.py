@@ -20,6 +20,7 @@ from nnzoo.tracing.graph import (
     Needs,
     Node,
     Place,
+    Put,
     Stage,
     Storage,
     together,
@@ -102,9 +103,11 @@ class Writer:
 
     def _edit(self, node: Call) -> None:
         storage = node.storage
-        if storage.place is not None:
-            if storage.place.current.storage is storage:
-                self.settle(node, storage.place)
+        place = storage.place
+        if place is not None:
+            if place.current.storage is storage:
+                was_put = isinstance(place.current, Put)  # memory of the body's own, which need not wait for the pass
+                self.settle(node, place, at_once=was_put)
             self.puts.append(node)
         storage.writes.append(node)
         if storage.written is not None:
@@ -138,13 +141,14 @@ class Writer:
             one.storage.readers.append(node)
         return node
 
-    def settle(self, node: Node, place: Place) -> None:
-        """A node changes a place: from then on it needs that its invoke's pass is there, and whatever it took comes
-        before. Raises TraceError where that is impossible.
+    def settle(self, node: Node, place: Place, *, at_once: bool = False) -> None:
+        """A node changes a place: from then on it needs that its invoke's pass is there, unless it does so `at_once`,
+        and whatever it took comes before. Raises TraceError where that is impossible.
         """
         if obstacle := self.passes.change(place, node.needs):
             raise TraceError(self._too_late(place, *obstacle))
-        node.needs = {**node.needs, place.invoke: place.stage}
+        if not at_once:
+            node.needs = {**node.needs, place.invoke: place.stage}
 
     def _too_late(self, place: Place, source: Invoke, stage: Stage, obstacle: Stage) -> str:
         value = self.name_of_stage(stage)
