@@ -274,7 +274,7 @@ def test_a_hub_that_does_not_answer_is_done_without(home, online):
 
 
 def test_an_embedded_checkpoint_is_named_whose_name_lacks_its_first_half(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"did you mean 'nnzoo/tiny-llama'\\?"):
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'nnzoo/tiny-llama'\?"):
         resolve("tiny-llama", cache_dir=tmp_path, local_files_only=True)
 
 
