@@ -8,6 +8,9 @@
 1
 """
 
+from typing import NoReturn as _NoReturn
+
+from nnzoo.absent import absent as _absent
 from nnzoo.architectures.activation_cache import ActivationCache
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import HookPoint
@@ -40,3 +43,7 @@ __all__ = [
     "save",
     "session",
 ]
+
+
+def __getattr__(name: str) -> _NoReturn:
+    raise _absent("nnzoo", name)

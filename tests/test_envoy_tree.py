@@ -216,3 +216,20 @@ class TestFurtherNames:
 def test_a_copy_of_a_model_is_its_own_root(model: LanguageModel) -> None:
     other = copy.copy(model)
     assert other.transformer.h[1]._root is other and other.transformer.h[1] != model.transformer.h[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "tensor"),
+    [("transformer.h.0.mlp", "transformer.h.0.mlp.output"), ("transformer.h.0", "transformer.h.0.output[0]"),
+     ("transformer.h", "transformer.h.0.output[0]"), ("", "model.output")],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["save", "shape", "mean"])
+def test_a_module_taken_for_its_tensor_names_it(model: LanguageModel, path: str, tensor: str, name: str) -> None:
+    module = model.get(path) if path else model
+    with pytest.raises(AttributeError, match=re.escape(f"no tensor and has no '{name}'; the tensor is {tensor}") + "$"):
+        getattr(module, name)
+
+
+def test_a_path_that_begins_with_model_hears_where_paths_begin(model: LanguageModel) -> None:
+    with pytest.raises(AttributeError, match="no module 'model'; paths begin with transformer or lm_head"):
+        model.get("model.transformer.h[1]")

@@ -18,7 +18,7 @@ from checkpoints import copied
 from families import folder
 from hub_stand_in import Hub, Repository, serve
 from nnzoo.weights import load
-from nnzoo.weights.hub import Access, _no_weights
+from nnzoo.weights.hub import Access, _no_weights, resolve
 
 FIRST, SECOND = "1" * 40, "2" * 40
 CLIENT = """
@@ -271,6 +271,11 @@ def test_a_hub_that_does_not_answer_is_done_without(home, online):
     told = client("http://127.0.0.1:9", home, steps, HF_HUB_OFFLINE="0")
     assert told["plain"] == online["plain"]
     assert told["absent"][0] == "FileNotFoundError"
+
+
+def test_an_embedded_checkpoint_is_named_whose_name_lacks_its_first_half(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'nnzoo/tiny-llama'\?"):
+        resolve("tiny-llama", cache_dir=tmp_path, local_files_only=True)
 
 
 def test_the_checksum_tells_models_apart():

@@ -3,6 +3,7 @@
 import random
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from families import PLAIN, error, folder, ids, ours, prompt
 from nnzoo import Graph, LanguageModel
+from nnzoo.tracing.recorder import TraceError
 
 ENDS = [
     "hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post", "attn.hook_z",
@@ -230,3 +232,13 @@ def test_a_loop_over_more_steps_than_there_are_says_so(steps: slice, made: list[
     assert found == made
     assert [re.search(said, str(one.message)) is not None for one in caught] == ([] if said is None else [True])
     assert all(one.filename == __file__ for one in caught)
+
+
+@pytest.mark.parametrize("use", [lambda s: s == 1, bool, lambda s: s > 0, lambda s: [0, 1][s], lambda s: {s: 1}, int])
+def test_the_number_of_a_step_is_refused_where_the_body_runs_once_for_several(use: Callable[[Any], Any]) -> None:
+    model = traced(*PLAIN[0])
+    with pytest.raises(TraceError, match=r"once for steps 0, 1, so .*`for step in tracer"):
+        with model.generate(prompt(1, 6), max_new_tokens=2) as tracer, tracer.iter[:] as step:
+            use(step)
+    with model.generate(prompt(1, 6), max_new_tokens=2) as tracer, tracer.iter[1] as step:
+        assert use(step) is not None and step == 1

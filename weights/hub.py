@@ -137,6 +137,8 @@ def _explained(error: Exception, repo: str, revision: str | None) -> Exception:
     """What the user can do about an error of huggingface_hub."""
     from huggingface_hub import errors
 
+    if f"nnzoo/{repo}" in EMBEDDED and not isinstance(error, errors.GatedRepoError):
+        return FileNotFoundError(f"{repo!r} is no folder here, and no model of the Hub; did you mean 'nnzoo/{repo}'?")
     if isinstance(error, errors.GatedRepoError):
         return PermissionError(
             f"{repo!r} is gated: ask for access on its page, then pass token= or set HF_TOKEN. {error}"

@@ -3,6 +3,8 @@
 import difflib
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 if TYPE_CHECKING:
     from nnzoo.envoys.envoy import Envoy
 
@@ -33,6 +35,10 @@ def missing(envoy: "Envoy", name: str) -> AttributeError:
     if name in VALUES:
         index = f"{where}[0].{name}" if envoy._node.item is not None else "a module inside"
         return AttributeError(f"{where} has no {name}: it is never called itself; ask {index}")
+    if name == "save" or hasattr(Tensor, name):
+        return AttributeError(f"{where} is no tensor and has no {name!r}; the tensor is {_tensor_of(envoy)}")
+    if name == "model" and not envoy._path:
+        return AttributeError(f"the model has no module 'model'; paths begin with {' or '.join(envoy._children())}")
     near = nearest(name, known(envoy))
     if near:
         return AttributeError(f"{where} has no module {name!r}; did you mean {' or '.join(near)}?")
@@ -42,6 +48,16 @@ def missing(envoy: "Envoy", name: str) -> AttributeError:
     else:
         has = f"it has {', '.join(modules)}" if modules else "it has no modules of its own"
     return AttributeError(f"{where} has no module {name!r}; {has}")
+
+
+def _tensor_of(envoy: "Envoy") -> str:
+    """Where the tensor stands that a module was taken for."""
+    if envoy._node.item is not None:
+        return _tensor_of(envoy[0])
+    path, entry = join(envoy._path or "model", "output"), envoy._node.entry
+    if entry is None or entry.output is None:
+        return "the .output of a module inside"
+    return path if envoy._is_bare(entry) else f"{path}[0]"
 
 
 def known(envoy: "Envoy") -> list[str]:

@@ -6,7 +6,7 @@ Step 0 is the prompt's pass, which chooses the first new token; step n reads the
 import warnings
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from nnzoo.envoys.attached import note
 from nnzoo.tracing.recorder import TraceError
@@ -29,6 +29,26 @@ class StepIndex:
 
     def __iter__(self) -> Iterator[int]:
         return iter(self[:])
+
+
+class AllAtOnce:
+    """What `with tracer.iter[a:b] as step` binds for several steps: no number, since the body runs once for all."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self._steps = steps
+
+    def __repr__(self) -> str:
+        return f"steps {', '.join(map(str, self._steps))}"
+
+    def _no_number(self, *_: object) -> NoReturn:
+        raise TraceError(
+            f"the body of this `with` runs once for {self}, so there is no number of a step in it: write "
+            "`for step in tracer.iter[...]:`, whose body runs step by step"
+        )
+
+    __bool__ = __int__ = __index__ = __float__ = __hash__ = _no_number
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _no_number
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __floordiv__ = _no_number
 
 
 class Steps:
@@ -72,7 +92,7 @@ class Steps:
             there = "only a generation has more than one, model.generate(prompt, max_new_tokens=...)"
         return f"{len(self._steps)} of {self._asked} steps of this loop were made: {there}"
 
-    def __enter__(self) -> int:
+    def __enter__(self) -> "int | AllAtOnce":
         tracer = self._tracer
         if not self._steps:
             raise TraceError(f"this names no step: the generation has {tracer.most_steps}")
@@ -89,7 +109,7 @@ class Steps:
                 "a `with tracer.iter[...]` of several steps; write `for step in tracer.iter[...]`",
                 start=len(tracer.recorder.nodes),
             )
-        return self._steps[0]
+        return self._steps[0] if len(self._steps) == 1 else AllAtOnce(self._steps)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from nnzoo.absent import absent
 from nnzoo.generation import Options
 from nnzoo.prompts import Prompt
 from nnzoo.tracing.blame import add_hints
@@ -389,4 +390,4 @@ class Tracer:
         raise Stop
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"the tracer has no {name!r}")
+        raise absent("the tracer", name)
