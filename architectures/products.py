@@ -40,20 +40,40 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     and not where `torch.backends.mkldnn.flags(enabled=False)` says so. Rounding errors are about twice MKL's, 1e-7 of
     the largest value on average.
     """
-    if weight.numel() >= SMALL and not torch.is_grad_enabled() and _plain(x, weight) and _undisturbed() and _faster():
+    if weight.numel() >= SMALL and not torch.is_grad_enabled() and _ours(x, weight, bias):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return nn.functional.linear(x, weight, bias)
 
 
-def _plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether these are many ordinary vectors of float32 on the CPU."""
+def _ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN is the one to ask, and safe to ask."""
+    return _plain(x) and _fits(x, weight) and (bias is None or _added(bias, weight)) and _undisturbed() and _faster()
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether this is an ordinary tensor of float32 on the CPU."""
     return (
-        x.dtype is weight.dtype is torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and x.numel() >= FEW * x.shape[-1]
-        and type(x) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
+        x.dtype is torch.float32
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and type(x) in (Tensor, nn.Parameter)
     )
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are many vectors and a matrix for them: oneDNN's errors would not say what is wrong."""
+    return (
+        x.dim() > 0
+        and x.shape[-1] == weight.shape[-1]
+        and x.numel() >= FEW * x.shape[-1]
+        and weight.dim() == 2
+        and _plain(weight)
+    )
+
+
+def _added(bias: Tensor, weight: Tensor) -> bool:
+    """Whether this is one number for each output, one after the other: oneDNN reads them so without asking."""
+    return bias.shape == weight.shape[:1] and bias.is_contiguous() and _plain(bias)
 
 
 def _undisturbed() -> bool:

@@ -181,6 +181,15 @@ def prompt(*shape: int, d_vocab: int = D_VOCAB) -> Tensor:
     return torch.randint(0, d_vocab, shape, generator=torch.Generator().manual_seed(2))
 
 
+def in_full(error: BaseException) -> str:
+    """What an error says, with its notes, which Python has from 3.11 on.
+
+    >>> in_full(ValueError("no such layer"))
+    'no such layer'
+    """
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+
+
 def error(a: Tensor, b: Tensor) -> float:
     """The largest difference, relative to the largest value of b; infinite values must be the same.
 

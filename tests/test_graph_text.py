@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from families import folder, prompt
+from families import folder, in_full, prompt
 from nnzoo import LanguageModel
 from nnzoo.tracing.graph import Node
 from nnzoo.tracing.graph_object import Graph
@@ -117,7 +117,7 @@ def test_what_is_done_again_at_a_later_step_is_of_its_own_line(model: LanguageMo
     with pytest.raises(IndexError) as raised, model.generate(prompt(1, 4), max_new_tokens=2) as tracer:
         with tracer.iter[:]:
             model.transformer.h[0].output[0][:, 3].norm().save()
-    assert re.search(rf"at step 1 of the generation, recorded at .*{HERE}", raised.value.__notes__[0])
+    assert re.search(rf"at step 1 of the generation, recorded at .*{HERE}", in_full(raised.value))
     assert "[1 row, 1 token]" in str(graph)
     assert re.findall(r"tokens (\[.*?\])<", graph.to_html()) == ["[1, 1]"] * 3
 

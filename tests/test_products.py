@@ -1,7 +1,8 @@
 """Products by the faster library: float32's exactness, and PyTorch's own products where anything looks into them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnzoo.architectures import products
-from nnzoo.architectures.products import FEW, chosen_by_pytorch, linear
+from nnzoo.architectures.products import FEW, SMALL, chosen_by_pytorch, linear
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no such operator"
@@ -36,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
 
 def values(*shape: int) -> Tensor:
-    return torch.empty(*shape).uniform_(-1, 1)
+    return torch.empty(shape).uniform_(-1, 1)
 
 
 LAYOUTS: dict[str, Callable[[], Tensor]] = {
@@ -88,6 +89,71 @@ def test_pytorchs_own_product(asked: list, context: Callable, of: Callable[[Tens
     with context():
         ours, theirs = linear(x, weight, None), F.linear(x, weight)
     assert not asked and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+BIASES: dict[str, Callable[[], Tensor]] = {
+    "every other number": lambda: values(2 * D_OUT)[::2],
+    "one number for all": lambda: values(1).expand(D_OUT),
+    "one number": lambda: values(1),
+    "a row": lambda: values(1, D_OUT),
+    "a row for each": lambda: values(16, D_OUT),
+}
+
+
+@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+def test_a_bias_that_onednn_would_misread_is_pytorchs(asked: list, bias: Callable[[], Tensor]):
+    x, weight, added = values(16, D_IN), values(D_OUT, D_IN), bias()
+    assert torch.equal(linear(x, weight, added), F.linear(x, weight, added)) and not asked
+
+
+@pytest.mark.parametrize(
+    ("x", "bias"), [((16, D_IN - 1), None), ((), None), ((16, D_IN), (D_OUT - 1,))], ids=["d_in", "a number", "bias"]
+)
+def test_what_does_not_fit_has_pytorchs_error(x: tuple[int, ...], bias: tuple[int, ...] | None):
+    weight, added = values(D_OUT, D_IN), None if bias is None else values(*bias)
+    with pytest.raises(RuntimeError) as theirs:
+        F.linear(values(*x), weight, added)
+    with pytest.raises(RuntimeError) as ours:
+        linear(values(*x), weight, added)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_a_bias_elsewhere_is_not_read(asked: list):
+    with suppress(RuntimeError, NotImplementedError):
+        linear(values(16, D_IN), values(D_OUT, D_IN), torch.empty(D_OUT, device="meta"))
+    assert not asked
+
+
+def test_a_vector_or_a_sparse_matrix_of_weights_is_pytorchs(asked: list):
+    x, vector, weight = values(FEW, SMALL), values(SMALL), values(D_OUT, D_IN)
+    assert torch.equal(linear(x, vector, None), F.linear(x, vector))
+    torch.testing.assert_close(linear(x[:, :D_IN], weight.to_sparse(), None), F.linear(x[:, :D_IN], weight))
+    assert not asked
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), 3e38])
+def test_what_is_no_finite_number_goes_where_it_goes_in_pytorchs(asked: list, number: float):
+    torch.manual_seed(0)
+    x, weight = values(16, D_IN), values(D_OUT, D_IN)
+    x[2], x[3, 5], weight[7, 5] = 0, number, number
+    ours, theirs = linear(x, weight, None), F.linear(x, weight)
+    assert asked and not theirs.isfinite().all() and torch.equal(ours.isnan(), theirs.isnan())
+    torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_at_once_and_tensors_of_inference_mode(asked: list):
+    with torch.inference_mode():
+        x, weight = values(16, D_IN), values(D_OUT, D_IN)
+        expected = F.linear(x, weight)
+
+    def product(_: int) -> Tensor:
+        with torch.no_grad():
+            return linear(x, weight, None)
+
+    with ThreadPoolExecutor(4) as pool:
+        for ours in pool.map(product, range(40)):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert len(asked) == 40
 
 
 def test_transforms_see_pytorchs_own_product(asked: list):

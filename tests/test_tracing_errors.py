@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from families import error, folder
+from families import error, folder, in_full
 from first_traces import TOKENS, plain_values
 from nnzoo import LanguageModel
 from nnzoo.tracing.places import Places
@@ -144,7 +144,7 @@ class TestErrors:
         bare = LanguageModel(folder("gpt2", "default"), block_output="tensor")
         with pytest.raises(IndexError) as raised, bare.trace(TOKENS):
             bare.transformer.h[0].output[0][:, -1, :]
-        assert 'block_output="tensor"' in raised.value.__notes__[0]
+        assert 'block_output="tensor"' in in_full(raised.value)
 
     def test_a_value_that_an_output_has_not_is_counted(self, model: LanguageModel) -> None:
         with pytest.raises(IndexError, match=r"h\.0\.output is a tuple of 1: .*\[1\]"), model.trace(TOKENS):

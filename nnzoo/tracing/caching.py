@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nnzoo.tracing.tracer import Tracer
 
 Module = Envoy | Attached
-Modules = str | Module | Iterable["str | Module"] | None
+Modules = str | Module | Iterable[str | Module] | None
 PATTERN = "attn.hook_pattern"  # computed only where somebody names it: the fused kernels have none
 
 

@@ -26,9 +26,11 @@ def user_line() -> Line:
 
 
 def add_note(error: BaseException, words: str) -> None:
-    """Add to what an error says, where Python can (3.11 and later)."""
+    """Add to what an error says: as a note, or where Python has none (before 3.11), to its message."""
     if hasattr(error, "add_note"):
         error.add_note(words)
+    elif error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n{words}", *error.args[1:])
 
 
 def end_at_the_user(error: BaseException | None, traceback: TracebackType | None) -> None:
