@@ -48,7 +48,6 @@ def model() -> LanguageModel:
     return LanguageModel(folder("gpt2", "default"))
 
 
-@pytest.mark.local("transforms leave operators inside PyTorch in a graph, which may hold none")
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_transform_gives_what_it_gives_of_the_tensor(model: LanguageModel, name: str) -> None:
     with torch.no_grad():
@@ -58,10 +57,11 @@ def test_a_transform_gives_what_it_gives_of_the_tensor(model: LanguageModel, nam
         given = TRANSFORMS[name](tracer.read(RESID)).save()
         graph = tracer.graph
     assert error(given, expected) < 1e-9
-    (stored,) = Graph.from_json(graph.to_json(), graph.tensors).run(model).values()
+    *_, stored = Graph.from_json(graph.to_json(), graph.tensors).run(model).values()  # the last that was saved
     assert torch.equal(stored, given)
 
 
+@pytest.mark.local("what cannot be stored cannot be sent")
 @pytest.mark.parametrize(
     "transform",
     [

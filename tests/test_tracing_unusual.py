@@ -117,8 +117,15 @@ def same(ours: Any, expected: Any) -> bool:
     return ours == pytest.approx(expected) if isinstance(expected, float) else ours == expected
 
 
+LOCAL = {
+    "odd views": pytest.mark.local("a graph that is sent holds no as_strided, which reads any memory"),
+    "numpy": pytest.mark.local("a graph that is sent holds tensors, and no arrays"),
+    "caught in a look": pytest.mark.local("all that is held is sent, and the value that failed is held by its error"),
+}
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=LOCAL.get(one, ())) for one in BODIES])
 def test_a_body_gives_what_it_gives_in_a_hook(model: LanguageModel, name: str) -> None:
     (expected,), changed = hooked(BODIES[name])
     with model.trace(TOKENS):
