@@ -12,7 +12,8 @@ from torch import Tensor
 from families import PLAIN, folder, ids, ours
 from nnzoo import LanguageModel
 from nnzoo.tracing.recorder import TraceError
-from oracle import INTEGERS, WHOLE, Program, Truth, World, programs, run
+from oracle import INTEGERS, Truth
+from trace_programs import WHOLE, Program, World, programs, run
 
 
 @cache

@@ -11,8 +11,8 @@ from torch import Tensor
 from families import PLAIN, error, ids, prompt
 from nnzoo import LanguageModel
 from nnzoo.tracing.recorder import TraceError
-from oracle import Asked, Program, Statement
 from test_tracing_invokes import check, traced, truth
+from trace_programs import Asked, Program, Statement
 
 A, B = prompt(1, 6), prompt(1, 6) + 1
 
