@@ -137,6 +137,6 @@ def check_tokens(tokens: Tensor, d_vocab: int) -> None:
     looking = tokens.device.type == "cpu" and not torch.compiler.is_compiling()  # on a GPU a look waits for it
     if not looking:
         return
-    low, high = (int(one) for one in tokens.aminmax())
-    if not 0 <= low <= high < d_vocab:
+    low, high = tokens.aminmax()
+    if not 0 <= int(low) <= int(high) < d_vocab:
         raise ValueError(f"token ids run from 0 to {d_vocab - 1}, but got {low} to {high}: of another tokenizer?")

@@ -1,5 +1,8 @@
 """A trace that saves one layer: what it costs beyond the blocks that it needs, and what the others ask for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from benchmarks.folders import Size
@@ -40,9 +43,22 @@ def rows(size: Size, setup: Setup) -> list[Row]:
     others = [name for name in jobs if name not in ("nnzoo", "own blocks")]
     found = [ratio_row(SUBJECT, work, turns, other, targets.get(other)) for other in others]
     if size.tiny:  # elsewhere the noise of the pass is larger than what is asked
+        with one_thread(), torch.no_grad():
+            turns = alternate({name: jobs[name] for name in ("nnzoo", "own blocks")}, setup.effort)
         extra = 1e6 * turns.difference("nnzoo", "own blocks")
-        found.append(bound_row(SUBJECT, f"{work}: beyond its own blocks", extra, OVERHEAD, "us"))
+        found.append(bound_row(SUBJECT, f"{work}, one thread: beyond its own blocks", extra, OVERHEAD, "us"))
     return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Recording is one thread's work; a second one of the blocks falls asleep meanwhile, and wakes up in their time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def invokes(size: Size, setup: Setup) -> list[Row]:

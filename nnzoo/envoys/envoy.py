@@ -129,15 +129,19 @@ class Envoy(WeightMethods):
 
     def _read(self, value: Value) -> LazyTensor:
         tracer = self._root.tracer
-        lazy = tracer.read(value.hook.format(i=self._layer), ahead=tracer.ahead.get(self._place, 0))
+        lazy = tracer.read(value.hook.format(i=self._layer), ahead=self._ahead(tracer))
         return lazy if value.view is None else tracer.seen_as(lazy, value.view)
 
     def _write(self, value: Value, new: Tensor) -> None:
         tracer, hook = self._root.tracer, value.hook.format(i=self._layer)
-        ahead = tracer.ahead.get(self._place, 0)
+        ahead = self._ahead(tracer)
         if value.view is not None:
             new = View(value.view, tracer.read(hook, ahead=ahead).shape).undone(new)
         tracer.put(hook, new, ahead=ahead)
+
+    def _ahead(self, tracer: Any) -> int:
+        """By how many steps `next()` has moved the module on."""
+        return tracer.ahead.get(self._place, 0) if tracer.ahead else 0
 
     def _values(self) -> tuple[Value, ...]:
         return _values_of(self._entry("output"))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -20,9 +21,14 @@ _LIBRARIES = (*_OURS, *(one.__path__[0] for one in (torch, einops, jaxtyping)), 
 def user_line() -> Line:
     """The innermost line that is neither ours, nor PyTorch's, nor a type checker's."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+    while frame.f_back is not None and _is_library(frame.f_code.co_filename):
         frame = frame.f_back
     return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+@lru_cache(1024)  # notebooks have a file a cell
+def _is_library(file: str) -> bool:
+    return file.startswith(_LIBRARIES)
 
 
 def add_note(error: BaseException, words: str) -> None:
@@ -79,7 +85,7 @@ def _entries(traceback: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def _last_of_users(traceback: TracebackType | None) -> TracebackType | None:
-    users = [one for one in _entries(traceback) if not one.tb_frame.f_code.co_filename.startswith(_LIBRARIES)]
+    users = [one for one in _entries(traceback) if not _is_library(one.tb_frame.f_code.co_filename)]
     return users[-1] if users else None
 
 

@@ -44,7 +44,7 @@ class Places:
         """The value at a hook point, with all that was done to it so far; of several invokes as one padded batch."""
         self._recorder.check_open()
         if len(invokes) == 1:
-            return LazyTensor(self._current(invokes[0], hook, step), self._recorder)
+            return LazyTensor(self._place(invokes[0], hook, step).current, self._recorder)
         whole = self._wholes.of(self._pieces(invokes, hook, step), self._shapes.axes(hook), hook)
         return LazyTensor(whole, self._recorder)
 
@@ -102,11 +102,8 @@ class Places:
             invoke.places[hook, step] = place
         return place
 
-    def _current(self, invoke: Invoke, hook: str, step: int) -> Node:
-        return self._place(invoke, hook, step).current
-
     def _pieces(self, invokes: Sequence[Invoke], hook: str, step: int) -> list[Node]:
-        return [self._current(invoke, hook, step) for invoke in invokes]
+        return [self._place(invoke, hook, step).current for invoke in invokes]
 
     def _node_of(self, value: Tensor, hook: str) -> Node:
         if isinstance(value, LazyTensor):
