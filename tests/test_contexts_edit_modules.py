@@ -146,21 +146,22 @@ class TestModulesOfOnesOwn:
         features[..., :5] *= 0.5
         return sae.decoder(features.relu()).detach()
 
-    def test_at_every_step_too(self, model: LanguageModel, theirs: Theirs) -> None:
-        model.transformer.h[1].sae = Sae()
-        with model.edit(inplace=True) as tracer:
-            for _ in tracer.iter[:]:
-                block = model.transformer.h[1]
-                block.output[0][:] = block.sae(block.output[0], hook=True)
+    def test_of_several_edits_at_every_step_in_any_order(self, model: LanguageModel, theirs: Theirs) -> None:
+        for layer in (1, 2):
+            model.transformer.h[layer].sae = Sae()
+            with model.edit(inplace=True) as tracer:
+                for _ in tracer.iter[:]:
+                    block = model.transformer.h[layer]
+                    block.output[0][:] = block.sae(block.output[0], hook=True)
         with torch.no_grad(), model.generate(LONG, max_new_tokens=N) as tracer:
             streams = []
             for _ in tracer.iter[:]:
-                model.transformer.h[1].sae.encoder.output[..., :5] *= 0.5
+                for layer in (2, 1):
+                    model.transformer.h[layer].sae.encoder.output[..., :5] *= 0.5
                 streams.append(model.transformer.h[1].output[0])
             ids = tracer.result
-        expected, seen = theirs.generate(
-            LONG, N, read=[theirs.block(1)], edits={theirs.block(1): self.halved}, steps=range(N)
-        )
+        edits = {theirs.block(layer): self.halved for layer in (1, 2)}
+        expected, seen = theirs.generate(LONG, N, read=[theirs.block(1)], edits=edits, steps=range(N))
         assert torch.equal(ids, expected)
         for mine, stream in zip(streams, seen[theirs.block(1)], strict=True):
             assert_close(mine, stream)

@@ -7,7 +7,7 @@ comes in the edit is done when the body speaks of the same places, when the mode
 from collections import ChainMap
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -39,6 +39,15 @@ class Coming:
     entry: Entry
     known: MutableMapping[Any, Any]
     shift: int
+    values: tuple[Any, ...]  # what it uses and what it makes: nodes of the tape, with the shift for which they are
+
+    @property
+    def what(self) -> tuple[What, int] | None:
+        """The hook point or the module that it has to do with, and the step."""
+        entry = self.entry
+        if isinstance(entry, Do):
+            return None
+        return (entry.module if isinstance(entry, Watch) else entry.hook), entry.step + self.shift
 
     @property
     def output(self) -> tuple[Node, ...]:
@@ -46,6 +55,69 @@ class Coming:
         if not isinstance(self.entry, Watch):
             return ()
         return tuple(one for one in tree_leaves(self.entry.seen[2]) if isinstance(one, Node))
+
+
+class Island:
+    """Entries of edits that have to do with one another, and with no others; they are done in order."""
+
+    def __init__(self, coming: Sequence[Coming]) -> None:
+        self.coming, self.done = coming, 0
+
+    @cached_property
+    def ends(self) -> dict[tuple[What, int], int]:
+        """After how many entries nothing more has to do with a hook point at a step, or with a module's call there.
+
+        A value that was read at a hook point has to do with it for as long as it, or what was made of it, is used.
+        """
+        ends: dict[tuple[What, int], int] = {}
+        last: dict[Any, int] = {}
+        for n in range(len(self.coming), 0, -1):
+            one = self.coming[n - 1]
+            n_uses = len(one.entry.uses)
+            end = max([n, *(last.pop(result, 0) for result in one.values[n_uses:])])
+            for used in one.values[:n_uses]:
+                last[used] = max(last.get(used, 0), end)
+            if one.what is not None:
+                ends[one.what] = max(ends.get(one.what, 0), end if isinstance(one.entry, Read) else n)
+        return ends
+
+    def open(self) -> None:
+        """The edit may write where the body may not."""
+        for storage in self._used():
+            storage.written = None if storage.written is _OVER else storage.written
+
+    def close(self) -> None:
+        """The body may not write into what a module gave, once an edit has used it."""
+        for storage in self._used():
+            if storage.place is None and storage.written is None:
+                storage.written = _OVER
+
+    def _used(self) -> list[Storage]:
+        given: set[Node] = set()
+        used = []
+        for one in self.coming[: self.done]:
+            given.update(one.output)
+            if not isinstance(one.entry, Watch):
+                used += [one.known[node].storage for node in one.entry.uses if node in given]
+        return used
+
+
+def islands_of(coming: Sequence[Coming]) -> list[Island]:
+    """What is to come in parts that share no value, no hook point at a step and no module's call."""
+    joined: dict[Any, Any] = {}
+
+    def root(key: Any) -> Any:
+        while joined.setdefault(key, key) != key:
+            joined[key] = key = joined[joined[key]]
+        return key
+
+    for n, one in enumerate(coming):
+        for key in (*one.values, *filter(None, [one.what])):
+            joined[root(key)] = root(n)
+    parts: dict[Any, list[Coming]] = {}
+    for n, one in enumerate(coming):
+        parts.setdefault(root(n), []).append(one)
+    return [Island(part) for part in parts.values()]
 
 
 class Playback:
@@ -56,11 +128,9 @@ class Playback:
         self._known: list[dict[Any, Any]] = [{} for _ in edits]  # of what an edit does outside of loops
         self._known_at: dict[tuple[int, int, int], dict[Any, Any]] = {}  # of its loops: edit, part, shift
         self._planned: set[tuple[int, int, int, int]] = set()  # edit, part, shift, entry
-        self._coming: list[Coming] = []
-        self._done = 0  # how many of them
-        self._until: dict[tuple[What, int], int] = {}  # the number of entries after which an edit is done with it
+        self._islands: list[Island] = []
+        self._island_of: dict[tuple[What, int], Island] = {}
         self._watched: dict[tuple[nn.Module, int], Coming] = {}
-        self._used: list[Storage] = []  # of watched values with which an edit has gone on
         for edit in edits:
             if edit.custom is not None:
                 tracer.recorder.custom = edit.custom
@@ -71,24 +141,30 @@ class Playback:
         self.finish()
         decoder = self._invoke.decoder
         self._most = 1 if decoder is None else decoder.options.max_new_tokens
-        self._coming, self._done = [*self._reachable()], 0
-        self._until = _ends(self._coming)
-        if not any(isinstance(one.entry, Watch) for one in self._coming):
+        coming = [*self._reachable()]
+        waits = any(isinstance(one.entry, Watch) for one in coming)
+        self._islands = islands_of(coming) if waits else [Island(coming)]
+        self._island_of = {what: island for island in self._islands for what in island.ends} if waits else {}
+        if not waits:
             self.finish()
 
     def reach(self, what: What, step: int) -> None:
         """Do all that has to do with a hook point, or with a module that an edit calls: the body speaks of it."""
-        self._do(self._until.get((what, step), 0))
+        island = self._island_of.get((what, step))
+        if island is not None:
+            self._do(island, island.ends[what, step])
 
     def reach_stage(self, stage: Stage) -> None:
         """Do all that changes what a pass gives up to a stage."""
-        order, ends = self._tracer.model.order, self._until.items()
-        below = [n for (what, step), n in ends if isinstance(what, str) and Stage(step, order[what]) < stage]
-        self._do(max(below, default=0))
+        order = self._tracer.model.order
+        for (what, step), island in self._island_of.items():
+            if isinstance(what, str) and Stage(step, order[what]) < stage:
+                self._do(island, island.ends[what, step])
 
     def finish(self) -> None:
         """Do all that is planned."""
-        self._do(len(self._coming))
+        for island in self._islands:
+            self._do(island, len(island.coming))
 
     def replace(self, module: nn.Module, step: int, value: Tensor) -> None:
         """The edit goes on with another value than a module gave. Raises TraceError where it has gone on already."""
@@ -123,9 +199,12 @@ class Playback:
                     yield from self._of_part(e, p, shift)
 
     def _of_part(self, e: int, p: int, shift: int) -> Iterator[Coming]:
-        part = self._edits[e].parts[p]
+        edit, part = self._edits[e], self._edits[e].parts[p]
         own = self._known[e] if part.steps is None else self._known_at.setdefault((e, p, shift), {})
         known = ChainMap(own, self._known[e])
+        outside = {
+            result for one in edit.parts if one.steps is None for it in one.tape.entries for result in it.results
+        }
         out_of_reach: set[object] = set()
         for n, entry in enumerate(part.tape.entries):
             if (e, p, shift, n) in self._planned:
@@ -134,33 +213,25 @@ class Playback:
                 out_of_reach.update(entry.results)
                 continue
             self._planned.add((e, p, shift, n))
-            yield Coming(entry, known, shift)
+            values = (*entry.uses, *entry.results)
+            yield Coming(entry, known, shift, tuple((one, 0 if one in outside else shift) for one in values))
 
     def _is_late(self, entry: Entry, shift: int) -> bool:
         return not isinstance(entry, Do) and entry.step + shift >= self._most
 
-    def _do(self, upto: int) -> None:
+    def _do(self, island: "Island", upto: int) -> None:
         recorder = self._tracer.recorder
-        if upto <= self._done:
+        if upto <= island.done:
             return
-        for storage in self._used:
-            storage.written = None if storage.written is _OVER else storage.written
+        island.open()
         with recorder.off_tape(), restored(recorder.modes):
-            while self._done < upto:
-                one = self._coming[self._done]
-                self._done += 1
+            while island.done < upto:
+                one = island.coming[island.done]
+                island.done += 1
                 self._player(one).play(one.entry)
-                self._note(one)
-        for storage in self._used:
-            if storage.place is None and storage.written is None:
-                storage.written = _OVER
-
-    def _note(self, one: Coming) -> None:
-        if isinstance(one.entry, Watch):
-            self._watched[one.entry.module, one.entry.step + one.shift] = one
-            return
-        given = {node for watched in self._watched.values() for node in watched.output}
-        self._used += [one.known[node].storage for node in one.entry.uses if node in given]
+                if isinstance(one.entry, Watch):
+                    self._watched[one.entry.module, one.entry.step + one.shift] = one
+        island.close()
 
     def _player(self, one: Coming) -> Player:
         tracer, here, shift = self._tracer, [self._invoke], one.shift
@@ -213,23 +284,3 @@ class Playbacks:
             for invoke, stage in node.needs.items():
                 self._of[invoke].reach_stage(stage)
         return look(recorder, nodes)
-
-
-def _ends(coming: Sequence[Coming]) -> dict[tuple[What, int], int]:
-    """After how many entries nothing more has to do with a hook point at a step, or with a module's call there.
-
-    A value that was read at a hook point has to do with it for as long as it, or what was made of it, is used.
-    """
-    ends: dict[tuple[What, int], int] = {}
-    last: dict[Any, int] = {}
-    for n in range(len(coming), 0, -1):
-        entry, shift = coming[n - 1].entry, coming[n - 1].shift
-        end = max([n, *(last.pop(result, 0) for result in entry.results)])
-        for used in entry.uses:
-            last[used] = max(last.get(used, 0), end)
-        if isinstance(entry, Do):
-            continue
-        what = entry.module if isinstance(entry, Watch) else entry.hook
-        end = end if isinstance(entry, Read) else n
-        ends[what, entry.step + shift] = max(ends.get((what, entry.step + shift), 0), end)
-    return ends
