@@ -166,6 +166,25 @@ class TestModulesOfOnesOwn:
         for mine, stream in zip(streams, seen[theirs.block(1)], strict=True):
             assert_close(mine, stream)
 
+    def test_in_the_traces_of_a_session(self, with_sae: LanguageModel, theirs: Theirs) -> None:
+        sae = with_sae.transformer.h[1].sae
+        with torch.no_grad(), with_sae.session():
+            with with_sae.trace(SHORT):
+                first = sae.encoder.output[0, -1]
+            with with_sae.trace(LONG):
+                features = sae.encoder.output
+                features[:, -1] = first
+                if features.norm() > 0 and first.norm() > 0:
+                    logits = with_sae.output
+        expected = self.features(theirs, SHORT)[0, -1]
+
+        def patched(stream: Tensor) -> Tensor:
+            features = Sae().encoder(stream).detach()
+            features[:, -1] = expected
+            return Sae().decoder(features.relu()).detach()
+
+        assert_close(logits, theirs.forward(LONG, edits={theirs.block(1): patched}).logits)
+
     def test_a_change_that_comes_too_late_or_does_not_fit_says_so(self, with_sae: LanguageModel) -> None:
         sae = with_sae.transformer.h[1].sae
         with pytest.raises(ValueError, match="cannot take its place"), with_sae.trace(SHORT):

@@ -282,5 +282,6 @@ class Playbacks:
     def _look(self, look: Callable, recorder: Recorder, nodes: list[Node]) -> dict[Node, Any]:
         for node in nodes:
             for invoke, stage in node.needs.items():
-                self._of[invoke].reach_stage(stage)
+                if invoke in self._of:  # it may be one of another trace of a session
+                    self._of[invoke].reach_stage(stage)
         return look(recorder, nodes)
