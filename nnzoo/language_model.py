@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from contextvars import ContextVar
+from copy import copy, deepcopy
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -93,19 +94,23 @@ class LanguageModel(TracedModel):
         self.order = {name: i for i, name in enumerate(firing_order(self._skeleton))}
         self.paths = paths_of(config)
         self._attached: dict[str, nn.Module] = {}  # the user's own modules, by their paths
-        self._watched: WeakKeyDictionary[Tracer, dict[nn.Module, list[Seen]]] = WeakKeyDictionary()
         self._node = build_tree(self._skeleton, self.order)
         bind(self, rename)
         self._tokenizer_kwargs = arguments.settings_of_tokenizer(tokenizer_kwargs)
         self._tokenizer: Any = None
         if tokenizer is not None:
             self.tokenizer = tokenizer
-        self.lock = RLock()  # one pass at a time: hook points are the model's, not a thread's
         self.edits: tuple[Edit, ...] = ()  # what every trace of this model does first
-        self._tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
-        self._session: ContextVar[Session | None] = ContextVar("session", default=None)
+        self._begin()
         if dispatch:
             self.dispatch()
+
+    def _begin(self) -> None:
+        """No trace of this model is running."""
+        self.lock = RLock()  # one pass at a time: hook points are the model's, not a thread's
+        self._watched: WeakKeyDictionary[Tracer, dict[nn.Module, list[Seen]]] = WeakKeyDictionary()
+        self._tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
+        self._session: ContextVar[Session | None] = ContextVar("session", default=None)
 
     # --- the model -----------------------------------------------------------------------------------------------
 
@@ -122,6 +127,16 @@ class LanguageModel(TracedModel):
         """Read the weights now, if they were not yet; gives the model itself."""
         _ = self._model
         return self
+
+    @property
+    def dispatched(self) -> bool:
+        """Whether the weights have been read."""
+        return self._native is not None
+
+    @property
+    def repo_id(self) -> str:
+        """The name of the checkpoint: its id, or its folder."""
+        return self._checkpoint.name
 
     @property
     def tokenizer(self) -> Any:
@@ -144,6 +159,20 @@ class LanguageModel(TracedModel):
         for name, value in self._tokenizer_kwargs.items():
             setattr(tokenizer, name, value)
         self._tokenizer = tokenizer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LanguageModel":
+        """A model with weights of its own, and copies of the modules that were put into it.
+
+        Raises NotImplementedError where edits may use those modules: they would go on using the old ones.
+        """
+        if self.edits and self._attached:
+            raise NotImplementedError("edits use the modules that were put into the model: copy it first, then edit")
+        other = copy(self)
+        memo[id(self)] = other
+        for name in ("_weights", "_attached", "_skeleton", "_tokenizer"):
+            setattr(other, name, deepcopy(getattr(self, name), memo))
+        other._begin()
+        return other
 
     def hook_table(self, layer: int | None = None) -> HookTable:
         """Every hook point with its shape and its path in a trace; those of blocks once, or those of one block.

@@ -71,6 +71,15 @@ class TestSession:
         assert_close(logits, theirs.forward(SHORT, edits=edits).logits)
         assert torch.equal(ids, theirs.generate(SHORT, 2)[0]) and session is not None
 
+    def test_what_is_made_between_its_traces_is_saved(self, model: LanguageModel, theirs: Theirs) -> None:
+        with model.session():
+            with model.trace(LONG):
+                stream = model.transformer.h[1].output[0]
+                zeros = torch.zeros(2).save()
+            mean = stream.mean(1).save()
+        assert_close(mean, theirs.forward(LONG, read=[theirs.block(1)])[theirs.block(1)].mean(1))
+        assert not zeros.any()
+
     @pytest.mark.local("in a remote session, values are there when it has ended")
     def test_edits_may_be_made_in_it(self, model: LanguageModel, theirs: Theirs) -> None:
         with model.session():

@@ -76,6 +76,22 @@ def without_hooks(text: str) -> str:
     return "\n".join(line for line in text.split("\n") if not line.strip().startswith("hook_"))
 
 
+SIZES = """in_features out_features nf nx num_embeddings embedding_dim eps normalized_shape variance_epsilon head_dim
+    num_heads embed_dim split_size layer_idx num_key_value_groups""".split()
+
+
+class TestSizes:
+    @ids(PLAIN)
+    def test_modules_have_the_numbers_that_transformers_keeps_there(self, family: str, setting: str) -> None:
+        model, other = LanguageModel(folder(family, setting)), theirs(family, setting)
+        found = {name: module for name, module in other.named_modules() if name}
+        for path, module in found.items():
+            ours = model.get(path)
+            for name in SIZES:
+                assert getattr(ours, name, None) == getattr(module, name, None), f"{path}.{name}"
+        assert not model.dispatched
+
+
 class TestText:
     @ids(settings_of())
     def test_without_its_hook_points_it_is_the_text_of_transformers(self, family: str, setting: str) -> None:

@@ -151,6 +151,32 @@ class TestMoving:
         assert fresh().eval().training is False
 
 
+class TestCopying:
+    def test_a_deep_copy_has_its_own_weights_and_modules_and_runs(self) -> None:
+        model = fresh(rename={"transformer.h": "layers"})
+        model.transformer.h[0].probe = nn.Linear(48, 1).double()
+        other, name = copy.deepcopy(model), "transformer.h.0.probe"
+        assert not other.dispatched and other.repo_id == str(folder("gpt2", "default"))
+        before = model(TOKENS)
+        with torch.no_grad():
+            other.transformer.h[0].mlp.c_fc.weight.zero_()
+        other.float()
+        assert other.dispatched and model.get(name)._module is not other.get(name)._module
+        with model.trace(TOKENS), other.trace(TOKENS):
+            logits, changed, bias = model.output, other.output, other.layers[0].mlp.c_fc.output[0, 0]
+        assert torch.equal(logits, before) and logits.dtype == torch.float64 and model.dtype == torch.float64
+        assert torch.equal(bias, other.transformer.h[0].mlp.c_fc.bias) and error(changed.double(), logits) > 1e-3
+
+    def test_edits_that_may_use_the_old_modules_are_refused(self) -> None:
+        model = fresh()
+        with model.edit(inplace=True):
+            model.transformer.h[0].mlp.output[:] = 0
+        assert torch.equal(copy.deepcopy(model)(TOKENS), model(TOKENS))
+        model.transformer.h[0].probe = nn.Linear(48, 1)
+        with pytest.raises(NotImplementedError, match="copy it first, then edit"):
+            copy.deepcopy(model)
+
+
 class TestCalling:
     @ids(PLAIN)
     def test_logits_and_loss_are_those_of_transformers(self, family: str, setting: str) -> None:

@@ -46,6 +46,32 @@ def extra_repr(
     return f"{shapes['weight']}, eps={config.eps}" if kind.endswith("RMSNorm") else ""
 
 
+def sizes(kind: str, shapes: Mapping[str, tuple[int, ...]], config: Config, layer: int | None) -> dict[str, Any]:
+    """The numbers that transformers keeps at a module as attributes: `lm_head.out_features`, `self_attn.head_dim`.
+
+    >>> from nnzoo.weights.config import parse_config
+    >>> config, _ = parse_config({"model_type": "gpt2", "n_embd": 48, "n_head": 4})
+    >>> sizes("GPT2Attention", {}, config, layer=2)["head_dim"]
+    12
+    """
+    if kind == "GPT2Model":
+        return {"embed_dim": config.d_model}
+    if kind.endswith("RMSNorm"):
+        return {"variance_epsilon": config.eps}
+    if kind.endswith("Attention"):
+        at = {"layer_idx": layer, "head_dim": config.d_head}
+        if kind == "GPT2Attention":
+            return {**at, "num_heads": config.n_heads, "embed_dim": config.d_model, "split_size": config.d_model}
+        return {**at, "num_key_value_groups": config.n_heads // config.n_kv_heads}
+    names = {
+        "Linear": ("out_features", "in_features"),
+        "Conv1D": ("nx", "nf"),
+        "Embedding": ("num_embeddings", "embedding_dim"),
+    }
+    found: dict[str, Any] = dict(zip(names.get(kind, ()), shapes.get("weight", ()), strict=False))
+    return found | {"eps": config.eps, "normalized_shape": shapes["weight"]} if kind == "LayerNorm" else found
+
+
 def probability(name: str, default: float, settings: Mapping[str, Any]) -> float:
     """One dropout's probability."""
     return settings.get(name, default)

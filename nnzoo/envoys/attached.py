@@ -70,6 +70,7 @@ class Attached:
         """Call the module; with `hook=True` inside a trace, `.output` and `.input` can be read afterwards."""
         if not hook or self._root._tracer.get() is None:
             return self._module(*args, **kwargs)
+        self._reach()
         handles = [
             module.register_forward_hook(self._watch(module), with_kwargs=True) for module in self._module.modules()
         ]
@@ -102,14 +103,21 @@ class Attached:
 
         return look
 
+    def _reach(self) -> None:
+        """Let edits that call the module come as far as that."""
+        tracer = self._root.tracer
+        tracer.edits.reach(tracer._scope, self._module, tracer.step)
+
     def _is_seen(self) -> bool:
         tracer = self._root.tracer
+        self._reach()
         found = self._root._watched.get(tracer, {}).get(self._module, [])
         return any(one.invokes == tuple(tracer._scope) and one.step == tracer.step for one in found)
 
     def _seen(self) -> Seen:
         tracer = self._root.tracer
         invokes, step = tuple(tracer._scope), tracer.step
+        self._reach()
         found = self._root._watched.get(tracer, {}).get(self._module, [])
         of_these = [one for one in found if one.invokes == invokes]
         own = [one for one in found if not one.by_edit]
@@ -152,12 +160,25 @@ class Attached:
         return self._wrap(name, getattr(self._module, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "output" and self._is_replaced(value):
+            return
         if name in ("output", "input", "inputs"):
             raise AttributeError(
                 f"{self._path}.{name} cannot be set: the call is over. Go on with another value in its place, or edit "
                 "it: .output[:] = value"
             )
         setattr(self._module, name, value)
+
+    def _is_replaced(self, value: Any) -> bool:
+        """Whether `.output = value` is what it was, `.output *= 0`, or what an edit goes on with from now on."""
+        if self._root._tracer.get() is None:
+            return False
+        seen, tracer = self._seen(), self._root.tracer
+        if isinstance(value, LazyTensor) and isinstance(seen.output, Kept) and seen.output.node is value._node:
+            return True
+        if seen.by_edit:
+            tracer.edits.replace(tracer._scope, self._module, tracer.step, value)
+        return seen.by_edit
 
     def __delattr__(self, name: str) -> None:
         delattr(self._module, name)

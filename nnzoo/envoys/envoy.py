@@ -14,7 +14,7 @@ from nnzoo.envoys.attached import Attached
 from nnzoo.envoys.calling import apply
 from nnzoo.envoys.names import check_free, join, missing, no_such_assignment
 from nnzoo.envoys.outputs import Outputs
-from nnzoo.envoys.printing import tree_text
+from nnzoo.envoys.printing import sizes_of, tree_text
 from nnzoo.envoys.tree import Node
 from nnzoo.envoys.tree_html import tree_html
 from nnzoo.envoys.weights import WeightMethods
@@ -233,6 +233,8 @@ class Envoy(WeightMethods):
         if name.startswith("_"):
             raise AttributeError(name)
         found = self._find(name)
+        if found is None and name in (numbers := sizes_of(self)):
+            return numbers[name]
         if found is None:
             raise missing(self, name)
         return found

@@ -1,9 +1,9 @@
 """The tree of a model as text: transformers' own, with the hook points of each module and their shapes."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nnzoo.weights.described import extra_repr
+from nnzoo.weights.described import extra_repr, sizes
 
 if TYPE_CHECKING:
     from nnzoo.envoys.envoy import Envoy
@@ -44,10 +44,21 @@ def kind_of(envoy: "Envoy") -> str:
 
 def details_of(envoy: "Envoy") -> str:
     """What transformers prints of a module without children: "(96,), eps=1e-05"."""
-    node, model = envoy._node, envoy._root.skeleton
-    names = {leaf: name.format(i=envoy._layer) for leaf, name in node.parameters.items()}
-    shapes = {leaf: tuple(model.get_parameter(name).shape) for leaf, name in names.items()}
-    return extra_repr(node.path, node.entry.kind, shapes, model.config, envoy._root._settings)
+    node = envoy._node
+    return extra_repr(node.path, node.entry.kind, _shapes(envoy), envoy._root.config, envoy._root._settings)
+
+
+def sizes_of(envoy: "Envoy") -> dict[str, Any]:
+    """The numbers that transformers keeps at a module as attributes."""
+    node = envoy._node
+    if node.is_native or node.entry is None:
+        return {}
+    return sizes(node.entry.kind, _shapes(envoy), envoy._root.config, envoy._layer)
+
+
+def _shapes(envoy: "Envoy") -> dict[str, tuple[int, ...]]:
+    names = {leaf: name.format(i=envoy._layer) for leaf, name in envoy._node.parameters.items()}
+    return {leaf: tuple(envoy._root.skeleton.get_parameter(name).shape) for leaf, name in names.items()}
 
 
 def hooks_of(envoy: "Envoy") -> list[str]:

@@ -47,6 +47,7 @@ class EditTracer(Tracer):
                 "an edit inside a trace: it holds in traces that begin after it, so let the trace end first"
             )
         super().__enter__()
+        self.edits.finish()
         self.record()
         return self if self._inplace else self.model
 

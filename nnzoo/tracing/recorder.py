@@ -172,8 +172,8 @@ class Recorder(Writer):
         target = edited(name, args, kwargs)
         if target is not None and not isinstance(target, LazyTensor):
             return self._now(fn, args, kwargs)  # a real tensor is written: it needs the numbers
-        if target is not None and target._node.storage.written is _refuse:
-            _refuse(target._node)  # before the write is in the graph
+        if target is not None and isinstance(target._node.storage.written, Refusal):
+            target._node.storage.written.check(target._node)  # before the write is in the graph
         try:
             answer = self._infer(shapes or self._moves.get(name, fn), name, args, kwargs)
         except NeedsValues:
@@ -196,7 +196,7 @@ class Recorder(Writer):
     def _part_of_real(self, real: Tensor, index: Any) -> Any:
         """What traced integers pick from a real tensor: a copy, since that one stays as it is when the model runs."""
         part = self._record(picked, "picked", (real, index), {}, None)
-        part._node.storage.written = _refuse
+        part._node.storage.written = _PART_OF_REAL
         return part
 
     def save(self, lazy: LazyTensor) -> Any:
@@ -328,8 +328,22 @@ class Recorder(Writer):
             raise TraceError(f"this value was never computed: it belongs to {self.ended}")
 
 
-def _refuse(write: Node) -> NoReturn:
-    raise TraceError(
-        "what a traced integer picks from a real tensor cannot be changed in place: that tensor stays as it is; change "
-        "a clone of the part"
-    )
+class Refusal:
+    """Stands in a storage's `written` where nothing may be written, and says why."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def __call__(self, write: Node) -> NoReturn:
+        raise TraceError(self._why)
+
+    def check(self, node: Node) -> None:
+        """Raise TraceError where this refuses a write into a node's storage."""
+        if node.storage.written is self:
+            self(node)
+
+
+_PART_OF_REAL = Refusal(
+    "what a traced integer picks from a real tensor cannot be changed in place: that tensor stays as it is; change "
+    "a clone of the part"
+)

@@ -2,6 +2,7 @@
 
 from typing import TypeVar, cast
 
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nnzoo.tracing.lazy import LazyTensor
@@ -27,3 +28,7 @@ def save(value: T) -> T:
     if all(kept[id(lazy)] is lazy for lazy in lazies):
         return value
     return cast(T, tree_map(lambda one: kept.get(id(one), one), value))
+
+
+# of a real tensor too: in a session, values of the traces before are plain tensors, and programs save what they make
+setattr(Tensor, "save", save)  # noqa: B010  # mypy knows no other methods of it

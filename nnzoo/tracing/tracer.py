@@ -14,7 +14,6 @@ from nnzoo.prompts import Prompt
 from nnzoo.tracing.blame import add_hints
 from nnzoo.tracing.caching import Cache, CacheView, Modules
 from nnzoo.tracing.decoding import Decoding
-from nnzoo.tracing.edits import Playback
 from nnzoo.tracing.execution import Execution
 from nnzoo.tracing.filling import fill_in, held
 from nnzoo.tracing.gradients import Gradients
@@ -29,6 +28,7 @@ from nnzoo.tracing.lines import (
     user_line,
 )
 from nnzoo.tracing.places import Places, View
+from nnzoo.tracing.playback import Playbacks
 from nnzoo.tracing.recorder import Recorder, TraceError
 from nnzoo.tracing.steps import StepIndex
 from nnzoo.tracing.tape import Read, Write
@@ -85,7 +85,7 @@ class Tracer:
         self._decoding = Decoding(model, streamer, generator)
         self.ahead: dict[str, int] = {}  # by how many steps `.next()` has moved a module on
         self._at_the_end: list[Callable[[], None]] = []
-        self._edits: dict[Invoke, list[Playback]] = {}
+        self.edits = Playbacks()
 
     # --- the block -----------------------------------------------------------------------------------------------
 
@@ -133,6 +133,7 @@ class Tracer:
 
     def _complete(self) -> None:
         """The body is over: what it left to its end is recorded. Raises TraceError where something is missing."""
+        self.edits.finish()
         if not self.invokes:
             raise TraceError("the trace has no prompt: model.trace(prompt), or `with tracer.invoke(prompt):` inside it")
         self.gradients.check_complete()
@@ -169,7 +170,7 @@ class Tracer:
         self.invokes.append(invoke)
         if prompt.embeds is not None:
             self._places.put([invoke], "hook_embed", 0, prompt.embeds)
-        self._edits[invoke] = [Playback(edit, self, invoke) for edit in self.model.edits]
+        self.edits.begin(self, invoke)
         return invoke
 
     def _next_index(self) -> int:
@@ -188,8 +189,7 @@ class Tracer:
                     "num_return_sequences inside a trace: model.generate(prompt, ...) as the `with` itself"
                 )
             self._decoding.decode(invoke, options, streamer)
-            for edit in self._edits[invoke]:
-                edit.go_on()
+            self.edits.go_on(invoke)
         return self.ids
 
     # --- values --------------------------------------------------------------------------------------------------
@@ -204,6 +204,7 @@ class Tracer:
     def read(self, hook: str, *, ahead: int = 0) -> LazyTensor:
         """The value at a hook point, with all that was done to it so far; `ahead` is by how many steps."""
         step = self._step_of(hook, ahead)
+        self.edits.reach(self._scope, hook, step)
         lazy, tape = self._places.read(self.scope, hook, step), self.recorder.tape
         if tape is None:
             return lazy
@@ -222,6 +223,7 @@ class Tracer:
     def put(self, hook: str, value: Tensor, *, ahead: int = 0) -> None:
         """From here on the model goes on with `value` at a hook point; `ahead` is by how many steps."""
         step = self._step_of(hook, ahead)
+        self.edits.reach(self._scope, hook, step)
         if self.recorder.tape is not None:
             self.recorder.tape.entries.append(
                 Write(hook, step, value._node if isinstance(value, LazyTensor) else value, user_line())
@@ -296,7 +298,7 @@ class Tracer:
             return step < self.most_steps
         stage = Stage(step - 1, len(self.model.order))
         nodes: list[Node] = [self.recorder.add(Chosen, (), needs={i: stage}, invoke=i) for i in asked]
-        found = self._execution.look(self.recorder, nodes)
+        found = self.recorder._run(self.recorder, nodes)
         return any(found.get(node, False) for node in nodes)
 
     def check_running(self) -> None:
