@@ -22,6 +22,7 @@ from nnzoo.envoys.whole import Weights
 from nnzoo.hook_table import HookTable, hook_table
 from nnzoo.prompts import Prompt
 from nnzoo.tracing.edits import Edit
+from nnzoo.tracing.saving import mount
 from nnzoo.tracing.session import Session
 from nnzoo.tracing.shapes import firing_order
 from nnzoo.tracing.traced import TracedModel
@@ -101,6 +102,7 @@ class LanguageModel(TracedModel):
         if tokenizer is not None:
             self.tokenizer = tokenizer
         self.edits: tuple[Edit, ...] = ()  # what every trace of this model does first
+        mount()
         self._begin()
         if dispatch:
             self.dispatch()

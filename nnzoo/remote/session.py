@@ -20,6 +20,7 @@ from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.pending import Generated
 from nnzoo.tracing.places import Places
 from nnzoo.tracing.recorder import Recorder, TraceError
+from nnzoo.tracing.saving import heed
 from nnzoo.tracing.session import Session
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Program(RemoteTracer):
         self.recorder: SessionRecorder = SessionRecorder(model.device, model.order, self._execution.look)
         self.gradients = Gradients(self.recorder)
         self._places = Places(self.recorder, self._shapes, model.skeleton.hook_points)
+        heed(self.recorder)
 
 
 class SessionTracer(RemoteTracer):

@@ -20,6 +20,7 @@ from nnzoo.tracing.graph import Call, Invoke, Node, Put
 from nnzoo.tracing.graph_object import Graph, Recorded
 from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.recorder import Recorder, TraceError
+from nnzoo.tracing.saving import heed, save_what_is_in
 from nnzoo.tracing.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class RemoteTracer(Tracer):
         self._execution = RemoteExecution(self, target)
         self._execution._max_batch = max_batch
         self.recorder._run = self._execution.look
+        heed(self.recorder)
 
     # --- what comes back -----------------------------------------------------------------------------------------
 
@@ -211,6 +213,7 @@ class RemoteTracer(Tracer):
     def send(self) -> None:
         """Send what was recorded, and unless the trace is not to wait, fill in what comes back."""
         recorder, blocking = self.recorder, self._target.blocking
+        save_what_is_in(recorder)
         lazies = self._alive()
         for lazy in lazies:
             if lazy._node not in recorder.saved:

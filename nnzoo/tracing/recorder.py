@@ -34,7 +34,7 @@ from nnzoo.tracing.lazy import LazyTensor
 from nnzoo.tracing.lengths import map_lengths
 from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.random_numbers import draw
-from nnzoo.tracing.saved_numbers import that_can_be_saved
+from nnzoo.tracing.saved_numbers import with_value
 from nnzoo.tracing.tape import StepValues, Tape
 from nnzoo.tracing.writing import TraceError, Writer
 
@@ -61,6 +61,7 @@ class Recorder(Writer):
     `run` runs the model for some nodes and gives their values.
     """
 
+    containers: list[Any]  # lists and dicts that were saved, where nnzoo.tracing.saving heeds them
     until_then = "When its block has ended, it is a plain tensor, and can be used in this one"
 
     def __init__(
@@ -157,7 +158,7 @@ class Recorder(Writer):
         if name in _LOOKS:
             return self._now(fn, args, kwargs)
         if name == "item":
-            return that_can_be_saved(self._now(fn, args, kwargs))
+            return with_value(self._now(fn, args, kwargs))
         if name in _FROM_SHAPE and len(lazies((args, kwargs))) == 1:
             return self.constant(call_with(fn, lambda t: stand_in(t, self.device), args, kwargs))
         if name == "__getitem__":

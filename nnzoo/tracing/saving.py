@@ -1,6 +1,9 @@
-"""`nnzoo.save`: keep values of a trace, whatever they are in."""
+"""`nnzoo.save`: keep values of a trace, whatever they are in; and `.save()`, by which programs say the same."""
 
-from typing import TypeVar, cast
+import ctypes
+import gc
+from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -8,6 +11,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nnzoo.tracing.lazy import LazyTensor
 
 T = TypeVar("T")
+BUILT_IN = (list, dict, tuple, set, int, float, str)
+
+_heeding: WeakSet[Any] = WeakSet()
 
 
 def save(value: T) -> T:
@@ -23,6 +29,9 @@ def save(value: T) -> T:
     >>> len(streams), streams[0].shape[1]
     (4, 5)
     """
+    if isinstance(value, (list, dict)):
+        for recorder in _heeding:
+            recorder.containers.append(value)
     lazies = [one for one in tree_leaves(value) if isinstance(one, LazyTensor)]
     kept = {id(lazy): lazy.save() for lazy in lazies}
     if all(kept[id(lazy)] is lazy for lazy in lazies):
@@ -30,5 +39,32 @@ def save(value: T) -> T:
     return cast(T, tree_map(lambda one: kept.get(id(one), one), value))
 
 
-# of a real tensor too: in a session, values of the traces before are plain tensors, and programs save what they make
-setattr(Tensor, "save", save)  # noqa: B010  # mypy knows no other methods of it
+def heed(recorder: Any) -> None:
+    """From here on lists and dicts that are saved are kept in `recorder.containers`, however they will be filled."""
+    recorder.containers = []
+    _heeding.add(recorder)
+
+
+def save_what_is_in(recorder: Any) -> None:
+    """Save a recorder's values in the lists and dicts that it has heeded; it heeds no more."""
+    _heeding.discard(recorder)
+    for one in tree_leaves(recorder.containers):
+        if isinstance(one, LazyTensor) and one._recorder is recorder:
+            recorder.saved.add(one._node)
+    recorder.containers = []
+
+
+def mount() -> None:
+    """Give real tensors, lists, numbers and the like a `.save()`, as nnsight does: `list().save()` in a body.
+
+    >>> mount()
+    >>> [1].save(), (2).save()
+    ([1], 2)
+    """
+    if hasattr(Tensor, "save"):
+        return
+    setattr(Tensor, "save", save)  # noqa: B010  # mypy knows no other methods of it
+    for kind in BUILT_IN:
+        (names,) = gc.get_referents(kind.__dict__)  # Python's own types take no new attribute
+        names.setdefault("save", save)
+        ctypes.pythonapi.PyType_Modified(ctypes.py_object(kind))
