@@ -103,7 +103,7 @@ def restarted() -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("phase", ["before it is sent", "while its events come", "when it is over"])
-def test_a_server_started_again_in_any_phase_costs_no_job(restarted, quick, tmp_path, gate, phase):
+def test_a_server_started_again_in_any_phase_costs_no_job(restarted, tmp_path, gate, phase):
     client, journal = client_of(restarted.url), tmp_path / "journal"
     client.version()
     again = threading.Thread(target=restarted.restart, kwargs={"wait": False})
