@@ -206,6 +206,13 @@ def test_a_server_listens_at_a_socket_in_the_file_system(tmp_path):
     assert server.url == f"unix:{path}"
 
 
+def test_where_a_server_listens_connections_wait_for_it():
+    from nnzoo.remote.server.serving import listen
+
+    with listen("127.0.0.1", 0) as listening:
+        socket.create_connection(listening.getsockname(), timeout=5).close()
+
+
 @pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
 def test_a_server_listens_at_an_address_of_ipv6():
     with Server(host="::1", wait=False) as server:
