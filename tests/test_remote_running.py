@@ -219,39 +219,6 @@ def test_random_numbers_are_those_of_the_line(passes: list[int]) -> None:
     assert torch.equal(first, again)
 
 
-def test_what_is_not_begun_when_a_turn_is_over_is_given_back() -> None:
-    requests = [*generations(tiny(), sampled=False).requests[:2], *gradients()[:3]]
-    for turn, n_answered in ((0.0, 2), (60.0, 5)):  # the first two share their passes
-        found = [*running.answers(tiny(), requests, Limits(), lambda number, progress: None, turn)]
-        assert [number for number, answer in found if answer is not None] == list(range(n_answered))
-        assert [number for number, answer in found if answer is None] == list(range(n_answered, 5))[::-1]
-
-
-def gradients() -> list[bytes]:
-    """Requests of which each runs alone."""
-    requests = []
-    for _ in range(3):
-        with tiny().trace(prompt(1, 4)) as tracer:
-            hidden = tiny().transformer.h[0].output[0]
-            tiny().output.sum().backward()
-            hidden.grad.save()
-            requests.append(packed(tracer.graph))
-            tracer.recorder.effects.clear()
-            tracer.recorder.alive.clear()
-    return requests
-
-
-def test_jobs_that_fail_together_are_given_back_too() -> None:
-    with tiny().trace(prompt(1, 4)) as tracer:
-        ids = tiny().transformer.wte.input
-        bad = tiny().transformer.h[0].output[0].index_select(1, (ids * 0 + 40)[0]).save()
-        request = packed(tracer.graph)
-        del bad
-        tracer.recorder.alive.clear()
-    found = [*running.answers(tiny(), [request] * 3, Limits(), lambda number, progress: None, 0.0)]
-    assert found == [(2, None), (1, None), (0, None)]
-
-
 def test_what_goes_wrong_in_one_harms_no_other(passes: list[int]) -> None:
     model, traces = tiny(), Traces()
     for number in range(3):
