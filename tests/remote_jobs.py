@@ -32,10 +32,14 @@ def job(do: str = "answer", model: str = MODEL, **details: Any) -> bytes:
 
 
 def answers(
-    model: object, requests: Sequence[bytes], limits: object, report: Callable[[int, Progress], None]
-) -> Iterator[tuple[int, bytes]]:
+    model: object, requests: Sequence[bytes], limits: object, report: Callable[[int, Progress], None], turn: float
+) -> Iterator[tuple[int, bytes | None]]:
+    begun = time.monotonic()
     for number, request in enumerate(requests):
         yield number, _run(number, request, len(requests), report)
+        if time.monotonic() - begun > turn:
+            break
+    yield from ((left, None) for left in reversed(range(number + 1, len(requests))))
 
 
 def _run(number: int, request: bytes, together: int, report: Callable[[int, Progress], None]) -> bytes:

@@ -100,6 +100,22 @@ def test_a_server_says_how_long_to_wait(server, pauses):
     assert 3 <= pauses[0] < 4
 
 
+@pytest.mark.parametrize(
+    ("asked", "date", "seconds"),
+    [
+        ("Tue, 01 Dec 2026 10:00:07 GMT", "Tue, 01 Dec 2026 10:00:00 GMT", 7),  # by the clock of who asks for it
+        ("Tue, 01 Dec 2026 10:00:00 GMT", "Tue, 01 Dec 2026 10:00:07 GMT", 0),
+        ("Tue, 01 Dec 2099 10:00:00 GMT", None, 600),
+        ("soon", None, 0),
+        ("Tue, 99 Dec 2026", None, 0),
+    ],
+)
+def test_until_when_to_wait_may_be_a_date(server, pauses, asked, date, seconds):
+    server.faults = [refused(503, "busy", "later", **{"Retry-After": asked}, **({"Date": date} if date else {}))]
+    send()
+    assert seconds <= pauses[0] < seconds + 1
+
+
 def test_it_is_given_up_when_nobody_answers(server, pauses):
     server.faults = [httpx2.ConnectError("refused")] * ATTEMPTS
     with pytest.raises(NoServer, match=rf"{HOST} does not answer \(refused\); does a server run there"):
@@ -147,6 +163,7 @@ def test_without_a_host_it_says_how_to_have_one(monkeypatch, tmp_path):
         (refused(413, "limit", "256 MB at most"), LimitExceeded, "256 MB at most"),
         (refused(400, "protocol", "version 2; update the older side"), ProtocolError, "update the older side"),
         (refused(409, "conflict", "another body"), RemoteError, "another body"),
+        (httpx2.Response(413, html="<h1>Too large</h1>"), LimitExceeded, "Too Large with a page of its own"),
         (httpx2.Response(500, text="<html>oops"), RemoteError, "answers 500 Internal Server Error: <html>oops"),
     ],
     ids=lambda value: getattr(value, "__name__", None) or str(getattr(value, "status_code", "")),

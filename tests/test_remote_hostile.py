@@ -224,8 +224,17 @@ def test_a_call_that_does_harm_is_refused(calls: list[dict], said: str) -> None:
             ],
             "out of range",
         ),
+        (
+            [
+                call("torch.Tensor.narrow", [HIDDEN, 2, 0, 6]),
+                call("torch.Tensor.__add__", [IDS, 10**6]),
+                call("torch.Tensor.to", [{"node": 3}, {"dtype": "int32"}]),
+                call("torch.linalg.lu_solve", [LAST, {"node": 4}, LAST]),
+            ],
+            "rows of their matrix",
+        ),
     ],
-    ids=["eigvals", "div", "getitem", "embedding"],
+    ids=["eigvals", "div", "getitem", "embedding", "lu_solve"],
 )
 def test_numbers_that_do_harm_are_refused(calls: list[dict], said: str) -> None:
     fields = refusal(tiny(), graph_of(*calls))

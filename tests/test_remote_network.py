@@ -103,7 +103,7 @@ def restarted() -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("phase", ["before it is sent", "while its events come", "when it is over"])
-def test_a_server_started_again_in_any_phase_costs_no_job(restarted, quick, tmp_path, gate, phase):
+def test_a_server_started_again_in_any_phase_costs_no_job(restarted, tmp_path, gate, phase):
     client, journal = client_of(restarted.url), tmp_path / "journal"
     client.version()
     again = threading.Thread(target=restarted.restart, kwargs={"wait": False})
@@ -204,6 +204,13 @@ def test_a_server_listens_at_a_socket_in_the_file_system(tmp_path):
         with pytest.raises(OSError, match="another server listens there"):
             listen(f"unix:{path}", 0)
     assert server.url == f"unix:{path}"
+
+
+def test_where_a_server_listens_connections_wait_for_it():
+    from nnzoo.remote.server.serving import listen
+
+    with listen("127.0.0.1", 0) as listening:
+        socket.create_connection(listening.getsockname(), timeout=5).close()
 
 
 @pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")

@@ -76,6 +76,16 @@ def test_a_job_whose_worker_is_killed_twice_is_answered_with_an_error(client, tm
     assert "SIGKILL" in answer.fields["message"]
 
 
+def test_to_be_given_back_is_not_to_be_begun(limited, tmp_path, gate):
+    journal, busy = tmp_path / "journal", limited.queue(job("wait", gate=str(gate)))
+    long = limited.queue(job("sleep", seconds=1.1))
+    id = limited.queue(job("sleep", seconds=0.5, name="last", journal=str(journal)))
+    gate.touch()
+    os.kill(worker_of(journal), signal.SIGKILL)
+    assert [limited.answer(one).kind for one in (busy, long, id)] == ["result"] * 3
+    assert begun(journal) == ["last"] * 2
+
+
 def test_a_worker_that_can_run_nothing_more_is_replaced_and_its_jobs_run_once_more(client, tmp_path, gate):
     journal = tmp_path / "journal"
     busy = [client.queue(job("wait", gate=str(gate))) for _ in range(2)]

@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,11 +239,18 @@ def _read(answer: "httpx2.Response") -> Any:
 
 
 def _asked_pause(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a Retry-After header; its other form, a date, is not ours."""
+    """The seconds of a Retry-After header, or until the date that it is: a proxy's, whose clock gives the time too."""
+    asked = headers.get("Retry-After", "")
     try:
-        return min(max(float(headers.get("Retry-After", "")), 0.0), 600.0)
-    except ValueError:
+        seconds = float(asked) if asked.strip().isdecimal() else _date(asked) - _date(headers.get("Date"))
+    except (ValueError, OverflowError):
         return None
+    return min(max(seconds, 0.0), 600.0)
+
+
+def _date(text: str | None) -> float:
+    """A date of HTTP in seconds, now where there is none. Raises ValueError for what is no date."""
+    return time.time() if text is None else parsedate_to_datetime(text).timestamp()
 
 
 def _check(answer: "httpx2.Response") -> None:
@@ -270,4 +278,6 @@ def _said(answer: "httpx2.Response") -> tuple[str, str]:
         error = answer.json()["error"]
         return str(error["code"]), str(error["message"])
     except (ValueError, KeyError, TypeError):
-        return "", f"{answer.request.url.host} answers {answer.status_code} {answer.reason_phrase}: {answer.text:.200}"
+        is_page = answer.headers.get("Content-Type", "").startswith("text/html")
+        more = " with a page of its own, as a proxy does" if is_page else f": {answer.text:.200}"
+        return "", f"{answer.request.url.host} answers {answer.status_code} {answer.reason_phrase}{more}"

@@ -1,4 +1,4 @@
-"""Numbers on which PyTorch's kernels (2.13, CPU) end the process; they are looked at before such a call runs."""
+"""Numbers on which PyTorch's kernels (2.13) end the process, or reach beyond a tensor; looked at before a call runs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,5 +31,14 @@ def _no_overflow(values: list) -> None:
         raise ValueError("the least integer divided by -1")
 
 
+def _pivots(values: list) -> None:
+    """LAPACK's are looked at by PyTorch; on a GPU rows beyond the matrix would be read and written."""
+    pivots = [one for one in values if isinstance(one, Tensor) and one.dtype in _SIGNED and one.numel()]
+    if any(int(one.min()) < 1 or int(one.max()) > one.shape[-1] for one in pivots):
+        raise ValueError("pivots are rows of their matrix, from 1 on")
+
+
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
-_CHECKS = {"linalg_eigvals": _finite} | dict.fromkeys(("div", "divide", "div_", "divide_"), _no_overflow)
+_CHECKS = {"linalg_eigvals": _finite, "lu_solve": _pivots, "linalg_lu_solve": _pivots} | dict.fromkeys(
+    ("div", "divide", "div_", "divide_"), _no_overflow
+)

@@ -4,7 +4,10 @@ Whatever a request is, its answer is a message, "result" or "error". A run leave
 and PyTorch's global state as they were.
 """
 
+import math
 import secrets
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -53,16 +56,18 @@ def run_requests(model: LanguageModel, requests: Sequence[bytes], limits: Limits
     True
     """
     found = dict(answers(model, requests, limits, report))
-    return [found[number] for number in range(len(requests))]
+    return [answer for number in range(len(requests)) if (answer := found[number]) is not None]
 
 
 def answers(
-    model: LanguageModel, requests: Sequence[bytes], limits: Limits, report: Report
-) -> Iterator[tuple[int, bytes]]:
+    model: LanguageModel, requests: Sequence[bytes], limits: Limits, report: Report, turn: float = math.inf
+) -> Iterator[tuple[int, bytes | None]]:
     """The answers of `run_requests` one by one, each with its request's number, as soon as they are there.
 
-    Raises DeviceLost where no further request can be run in this process.
+    After `turn` seconds what has no answer yet is given back, to be run alone later: None is its answer, the last
+    first. Raises DeviceLost where no further request can be run in this process.
     """
+    begun = time.monotonic()
     with model.lock, _as_it_was(model):
         jobs = []
         for number, data in enumerate(requests):
@@ -70,9 +75,19 @@ def answers(
                 jobs.append(read(number, data, model, limits))
             except Exception as error:  # whatever is wrong with it
                 yield number, failure(error)
-        for group in groups(jobs, limits):
-            yield from _run(group, model, limits, report)
+        waiting = deque(groups(jobs, limits))
+        while waiting:
+            group = waiting.popleft()
+            found = _run(group, model, limits, report)
             check_usable(model.device)
+            if found is None:  # it, or another of them, had an error: each alone, and from its beginning
+                waiting.extendleft([read(job.number, job.data, model, limits)] for job in reversed(group))
+            else:
+                yield from found
+            if time.monotonic() - begun > turn:
+                break
+        left = sorted((job.number for group in waiting for job in group), reverse=True)
+        yield from ((number, None) for number in left)
 
 
 class DeviceLost(RuntimeError):
@@ -135,27 +150,19 @@ class _Anchor(Listener):
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def _run(group: list[Job], model: LanguageModel, limits: Limits, report: Report) -> Iterator[tuple[int, bytes]]:
+def _run(group: list[Job], model: LanguageModel, limits: Limits, report: Report) -> list[tuple[int, bytes]] | None:
+    """The answers of jobs that share their passes; None where one of several had an error."""
     watch = Watch(model._model, limits, partial(_tell, group, report, model.config.n_layers))
     whole = join([job.new for job in group])
     try:
         found = _values(whole, watch)
         check_usable(model.device)  # what a kernel did is known when it is over
-        return iter([(job.number, _answer(job, found, whole, watch, limits)) for job in group])
+        return [(job.number, _answer(job, found, whole, watch, limits)) for job in group]
     except Exception as error:
-        if len(group) == 1:
-            return iter([(group[0].number, failure(error, watch.line))])
+        return None if len(group) > 1 else [(group[0].number, failure(error, watch.line))]
     finally:
         watch.run = None
         whole.recorder.close()
-    return ((job.number, _again(job, model, limits, report)) for job in group)
-
-
-def _again(job: Job, model: LanguageModel, limits: Limits, report: Report) -> bytes:
-    """Alone, and from its beginning: with others it, or another of them, had an error."""
-    check_usable(model.device)
-    alone = read(job.number, job.data, model, limits)
-    return next(_run([alone], model, limits, report))[1]
 
 
 def _values(whole: Replayed, watch: Watch) -> dict[Node, Any]:

@@ -124,7 +124,7 @@ class Dispatcher:
         self._fail(job, "cancelled", "the job was cancelled", CANCELLED)
         if run is not None:
             run.worker.cancel(run.batch.index(job))
-            if all(other.has_ended for other in run.batch):
+            if all(other.run is not run for other in run.batch):
                 asyncio.get_running_loop().call_later(CANCEL_SECONDS, run.end)
 
     # --- running -----------------------------------------------------------------------------------------------------
@@ -170,15 +170,15 @@ class Dispatcher:
             await self._take_answers(run, seconds)
         except asyncio.TimeoutError:
             worker.kill()
-            self._settle(batch, WorkerLost("timeout", f"no answer within {seconds:g} seconds", by_job=True))
+            self._settle(run, WorkerLost("timeout", f"no answer within {seconds:g} seconds", by_job=True))
         except WorkerLost as lost:
-            self._settle(batch, lost)
+            self._settle(run, lost)
         except asyncio.CancelledError:  # nobody wants the answers, or the server stops
             worker.kill()
         except Exception:
             log.exception("a worker of %s could not be given its jobs", batch[0].model)
             worker.kill()
-            self._settle(batch, WorkerLost("worker", "the job could not be run", by_job=True))
+            self._settle(run, WorkerLost("worker", "the job could not be run", by_job=True))
 
     async def _take_answers(self, run: Run, seconds: float) -> None:
         """Give a worker its jobs, and end each with its answer; each answer has its time."""
@@ -188,7 +188,10 @@ class Dispatcher:
         answers = aiter(run.worker.run(requests, run.report))
         while (got := await asyncio.wait_for(anext(answers, None), seconds)) is not None:
             number, answer = got
-            await self._answer(run.batch[number], answer)
+            if answer is None:
+                self._given_back(run, run.batch[number])
+            else:
+                await self._answer(run.batch[number], answer)
 
     async def _requests(self, run: Run) -> list[bytes]:
         """What its worker is given: without jobs that were cancelled while the others were read."""
@@ -202,17 +205,17 @@ class Dispatcher:
         run.batch = [job for job in read if not job.has_ended]
         return [read[job] for job in run.batch]
 
-    def _settle(self, batch: list[Job], lost: WorkerLost) -> None:
+    def _settle(self, run: Run, lost: WorkerLost) -> None:
         """Note what becomes of the jobs whose worker ended: now, or as soon as that can be written down."""
         try:
-            self._lost(batch, lost)
+            self._lost(run, lost)
         except (OSError, sqlite3.Error):
-            log.exception("what became of %d jobs cannot be written down", len(batch))
-            asyncio.get_running_loop().call_later(BETWEEN_TRIES, self._settle, batch, lost)
+            log.exception("what became of %d jobs cannot be written down", len(run.batch))
+            asyncio.get_running_loop().call_later(BETWEEN_TRIES, self._settle, run, lost)
 
-    def _lost(self, batch: list[Job], lost: WorkerLost) -> None:
+    def _lost(self, run: Run, lost: WorkerLost) -> None:
         """What becomes of the jobs whose worker ended: each runs alone once more, or is answered with the reason."""
-        left = [job for job in batch if not job.has_ended]
+        batch, left = run.batch, [job for job in run.batch if job.run is run]
         log.warning("%d jobs of %s lost their worker: %s", len(left), batch[0].model, lost)
         for job in reversed(left):
             if len(batch) > 1 or (not lost.by_job and job.attempts < MOST_ATTEMPTS):
@@ -229,11 +232,23 @@ class Dispatcher:
             for model in self.waiting:
                 asyncio.get_running_loop().call_later(pause + 0.01, self._dispatch, model)
 
+    def _given_back(self, run: Run, job: Job) -> None:
+        """Let a job wait again that its worker came to no end with, as those before it took their time."""
+        if job.run is run:
+            job.attempts, job.alone = job.attempts - 1, True
+            self._wait_again(job)
+            self._dispatch(job.model)
+
     def _again(self, job: Job, reason: str) -> None:
-        job.run, job.status, job.progress, job.alone = None, QUEUED, None, True
-        self.store.queued_again(job.id)
-        self.waiting[job.model].add(job, first=True)
+        job.alone = True
         job.events.add("log", {"line": f"{reason}: the job runs once more"})
+        self._wait_again(job)
+
+    def _wait_again(self, job: Job) -> None:
+        """Put a job before the others of its key; their turn comes after those of other keys."""
+        self.store.queued_again(job.id, job.attempts)
+        job.run, job.status, job.progress = None, QUEUED, None
+        self.waiting[job.model].add(job, first=True)
         job.events.add("status", self.about(job))
 
     # --- answers -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ class Kind(IntEnum):
     ANSWER = 6  # to request `number`
     USELESS = 7  # from the worker: its model cannot be loaded, and why
     CANCEL = 8  # to the worker: request `number` of a batch, whose own number is the data
+    GIVEN_BACK = 10  # from the worker: request `number` is to be run later, as those before it took their time
     TOO_LARGE = 9  # from where a worker is: it needs more memory than it may have, which is the data
 
 

@@ -24,7 +24,7 @@ class KeptWorker(ABC):
         self._workers, self.model = workers, model
         self.batch = 0  # the number of the batch that was begun last
 
-    async def run(self, requests: Sequence[bytes], report: Report) -> AsyncIterator[tuple[int, bytes]]:
+    async def run(self, requests: Sequence[bytes], report: Report) -> AsyncIterator[tuple[int, bytes | None]]:
         self.batch += 1
         try:
             await self.give(requests)
@@ -37,7 +37,7 @@ class KeptWorker(ABC):
                     left -= 1
                     if not left:
                         self._workers.is_idle(self)
-                    yield frame.number, frame.data
+                    yield frame.number, None if frame.kind == Kind.GIVEN_BACK else frame.data
         except ValueError as error:
             self.kill()
             raise WorkerLost("limit", f"the answer is too large: {error}", by_job=True) from error

@@ -41,7 +41,7 @@ class Process(KeptWorker):
         self.writer.writelines(packed_json(Kind.SETTINGS, settings))
         return (await self.read()).data.decode(errors="replace")
 
-    async def run(self, requests: Sequence[bytes], report: Report) -> AsyncIterator[tuple[int, bytes]]:
+    async def run(self, requests: Sequence[bytes], report: Report) -> AsyncIterator[tuple[int, bytes | None]]:
         watch = asyncio.create_task(self._watch())
         try:
             async for answer in super().run(requests, report):

@@ -53,7 +53,7 @@ class Actor:
             frame = await self._within_memory(asyncio.ensure_future(self._read()))
             if frame.kind == Kind.TOO_LARGE:
                 number = 0
-            elif frame.kind == Kind.ANSWER:
+            elif frame.kind in (Kind.ANSWER, Kind.GIVEN_BACK):
                 number -= 1
             for piece in pieces(packed(*frame)):
                 yield piece

@@ -24,6 +24,7 @@ from nnzoo.remote.server.workers import Workers
 
 log = logging.getLogger(__name__)
 MOST_CONNECTIONS = 800  # each has a file descriptor, of which a process often has 1024
+BACKLOG = 2048  # connections that wait to be taken
 KEEP_ALIVE = 60  # seconds, for a connection on which nothing is asked
 
 
@@ -57,7 +58,7 @@ def workers_of(settings: Settings) -> Workers:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits at an address. Raises OSError where it cannot."""
+    """A socket at which connections may come, and wait until the server takes them. Raises OSError where it cannot."""
     try:
         if host.startswith("unix:"):
             return _listen_at(Path(host.removeprefix("unix:")))
@@ -66,6 +67,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(BACKLOG)
     except OSError as error:
         raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
     return listening
@@ -81,6 +83,7 @@ def _listen_at(path: Path) -> socket.socket:
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(str(path))
     path.chmod(0o600)
+    listening.listen(BACKLOG)
     return listening
 
 
@@ -110,7 +113,7 @@ async def _serve(
         log_config=None,
         access_log=False,
         server_header=False,
-        backlog=2048,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=5,
         limit_concurrency=MOST_CONNECTIONS,

@@ -136,8 +136,11 @@ class Store:
             (RUNNING, self._clock(), id),
         )
 
-    def queued_again(self, id: str) -> None:
-        self._database.execute("UPDATE jobs SET status = ? WHERE id = ? AND finished IS NULL", (QUEUED, id))
+    def queued_again(self, id: str, attempts: int) -> None:
+        """Note that a job waits once more, and how often it was begun."""
+        self._database.execute(
+            "UPDATE jobs SET status = ?, attempts = ? WHERE id = ? AND finished IS NULL", (QUEUED, attempts, id)
+        )
 
     def finished(self, id: str, status: str, answer: Path) -> bool:
         """End a job with the answer in a file; False, and nothing done, where it had ended already."""

@@ -20,6 +20,7 @@ from typing import Any
 from nnzoo.remote.server.frames import Frame, Kind, packed, packed_json, receive
 
 UNUSABLE = 75  # the exit status of a worker that can run nothing more, whatever it is given
+TURN = 1.0  # seconds, after which no other job of a batch is begun: those of other keys may come first
 BETWEEN_REPORTS = 0.05  # seconds; a job that takes less reports nothing
 
 
@@ -51,8 +52,8 @@ class Worker:
             number = self._frames.get().number
             requests = [self._frames.get().data for _ in range(number)]
             self._batch += 1
-            for number, answer in run(model, requests, limits, self._reporter()):
-                self._send(packed(Kind.ANSWER, number, answer))
+            for number, answer in run(model, requests, limits, self._reporter(), TURN):
+                self._send(packed(Kind.GIVEN_BACK, number) if answer is None else packed(Kind.ANSWER, number, answer))
 
     def _listen(self) -> None:
         """Take in what the server says. Where it is gone there is nobody to work for, whatever runs now."""
@@ -87,7 +88,7 @@ class Worker:
             self._connection.sendall(part)
 
 
-def _loaded(settings: dict[str, Any]) -> tuple[Any, Callable[..., Iterable[tuple[int, bytes]]], Any]:
+def _loaded(settings: dict[str, Any]) -> tuple[Any, Callable[..., Iterable[tuple[int, bytes | None]]], Any]:
     import torch
 
     from nnzoo import LanguageModel

@@ -34,10 +34,10 @@ class Staff:
 class Worker(Protocol):
     """A worker that was taken, to be given one batch."""
 
-    def run(self, requests: Sequence[bytes], report: Report) -> AsyncIterator[tuple[int, bytes]]:
+    def run(self, requests: Sequence[bytes], report: Report) -> AsyncIterator[tuple[int, bytes | None]]:
         """The answers, each with the number of its request, as they come; afterwards the worker is idle by itself.
 
-        Raises WorkerLost.
+        None for a request that is to be run later, since those before it took their time. Raises WorkerLost.
         """
 
     def cancel(self, number: int) -> None:
