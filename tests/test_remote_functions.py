@@ -27,7 +27,7 @@ METHODS = """
     x.masked_scatter(t,x)  v.stft(4,return_complex=True)  x.swapdims(0,1)
 """
 EDITS = """
-    add_(x)  addbmm_(b,b)  addcdiv_(x,s)  addmm_(x,x)  addr_(v,v)  float_power_(2)  index_add_(0,i,x)
+    add_(x)  detach_()  addbmm_(b,b)  addcdiv_(x,s)  addmm_(x,x)  addr_(v,v)  float_power_(2)  index_add_(0,i,x)
     index_copy_(0,i,x)  index_fill_(0,i,1.5)  index_put_((i,),v)  index_reduce_(0,i,x,"prod")  ldexp_(k)
     masked_fill_(t,0.5)  mul_(x)  masked_scatter_(t,x)  nextafter_(x)  put_(i,v)  scatter_(0,j,x)
     scatter_add_(0,j,x)  scatter_reduce_(0,j,x,"amax")  __iadd__(x)  __isub__(x)
@@ -42,7 +42,8 @@ TORCH = """
     diagonal_scatter(x,v)  dot(v,v)  einsum("ij,jk->ik",x,x)  embedding(x,k)  gather(x,0,j)  gcd(k,k)
     index_add(x,0,i,x)  index_fill(x,0,i,1.5)  index_put(x,(i,),v)  index_reduce(x,0,i,x,"amax")
     index_select(x,0,i)  lerp(x,x,0.5)  log(s)  lu_solve(x,*linalg.lu_factor(s))  masked_fill(x,t,0.5)
-    masked_scatter(x,t,x)  meshgrid(v,v,indexing="ij")  mm(x,x)  mv(x,v)  nanquantile(x,0.5,dim=0)
+    masked_scatter(x,t,x)  meshgrid(v,v,indexing="ij")  meshgrid([v,v],indexing="xy")  mm(x,x)  mv(x,v)
+    nanquantile(x,0.5,dim=0)
     narrow(x,0,1,2)  pixel_shuffle(image,2)  prelu(x,v[:1])  put(x,i,v)  repeat_interleave(x,2,0)
     scatter(x,0,j,x)  scatter_add(x,0,j,x)  scatter_reduce(x,0,j,x,"amax")  select_scatter(x,v,0,1)
     split_with_sizes(x,[1,2])  stft(v,4,return_complex=True)  swapdims(x,0,1)  tensordot(x,x,1)

@@ -15,6 +15,8 @@ from nnzoo.tracing.functions import GraphError
 from nnzoo.tracing.graph import Node
 from nnzoo.tracing.infer import at_any_position, map_tensors, told_by_shapes
 
+MOST_PARTS = 1_000_000  # into which a value may be taken apart
+
 
 def metas_of(value: Any) -> Any:
     return _mapped(value, lambda one: one.meta if isinstance(one, Node) else to_meta(one))
@@ -52,6 +54,8 @@ def check_edits(fn: Callable, args: tuple, kwargs: dict, target: Node | None, we
     with told_by_shapes(), torch.no_grad():
         result = fn(*at_any_position(fn, _mapped(args, stand_in)), **_mapped(kwargs, stand_in))
     changed = [owners[key] for key, t in fresh.items() if t._version]
+    if name_of(fn) == "detach_":  # it edits no number, so PyTorch does not count it
+        changed = [*args[:1]]
     if changed != ([] if target is None else [target]):
         raise GraphError("it edits another tensor than it says")
     given = {t.untyped_storage()._cdata for key, t in fresh.items() if key in weights}
@@ -84,6 +88,11 @@ def _power(args: tuple, kwargs: dict) -> None:
         raise GraphError("a power of a matrix is at most 2**20")
 
 
+def _sections(args: tuple, kwargs: dict) -> None:
+    if any(isinstance(one, int) and one > MOST_PARTS for one in (*flat(args), *flat(kwargs))):
+        raise GraphError(f"a value is split into more than {MOST_PARTS} parts")
+
+
 def _attention(args: tuple, kwargs: dict) -> None:
     """Keys and values of one shape, and queries with as many heads, or with a multiple."""
     named = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
@@ -109,4 +118,5 @@ _CHECKS: dict[str, Callable[[tuple, dict], None]] = {
     "matrix_power": _power,
     "linalg_matrix_power": _power,
     "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("tensor_split", "hsplit", "vsplit", "dsplit"), _sections),
 }

@@ -129,6 +129,7 @@ _INIT = "constant_ normal_ uniform_ kaiming_uniform_"
 _ATTRIBUTES = "T mT H mH real imag data"
 _OWN = {
     "torch.autograd.grad": torch.autograd.grad,
+    "torch.meshgrid of a list": torch._C._VariableFunctions.meshgrid,  # type: ignore[attr-defined]  # what torch.meshgrid calls
     "nnzoo.stack_prompts": stack_prompts,
     "nnzoo.stack_ids": stack_ids,
     "nnzoo.copy_part": copy_part,

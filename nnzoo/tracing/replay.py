@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnzoo.generation import Decoder, Options, options_for
 from nnzoo.tracing.arguments import name_of, operands
-from nnzoo.tracing.call_checks import check_arguments, check_edits, metas_of
+from nnzoo.tracing.call_checks import MOST_PARTS, check_arguments, check_edits, metas_of
 from nnzoo.tracing.entries import FIELDS, Entry, Meta, Parameter, Program, PromptEntry, Ref, about
 from nnzoo.tracing.execution import Execution
 from nnzoo.tracing.functions import GraphError, ModuleCall, decode_function
@@ -32,7 +32,6 @@ from nnzoo.tracing.wholes import stack_ids
 
 MOST_ROWS = 65_536  # of a prompt, with all sequences that are generated from it
 MOST_ELEMENTS = 2**40  # of a value
-MOST_PARTS = 1_000_000  # into which a value may be taken apart
 _TAKES_APART = set("unbind split split_with_sizes chunk tensor_split hsplit vsplit dsplit __reversed__".split())
 _DIFFERENTIATE = {"outputs", "inputs", "grad_outputs", "retain_graph", "create_graph", "allow_unused"}
 _DIFFERENTIATE |= {"only_inputs", "is_grads_batched", "materialize_grads"}
