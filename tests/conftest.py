@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 pytest_plugins = ["remote_server"]
@@ -32,6 +33,14 @@ def seeded() -> Iterator[None]:
     left_on = torch.is_grad_enabled()
     torch.set_grad_enabled(True)
     assert left_on, "this test left autograd switched off for those after it"
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations that nothing checks, as in production: for what a function itself says to a wrong argument."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 # --- through the wire of remote execution ----------------------------------------------------------------------------
