@@ -48,7 +48,8 @@ def unchecked() -> Iterator[None]:
 # Tests of tracing that are run twice, the second time through the wire; `make test-remote` has every one there.
 ALSO_REMOTE = set(
     """
-    test_analysis_changing test_contexts test_contexts_cache test_contexts_edit test_generation_options test_tracing
+    test_analysis_changing test_contexts test_contexts_cache test_contexts_edit test_contexts_saving
+    test_generation_options test_tracing
     test_tracing_cost test_tracing_custom test_tracing_edits test_tracing_errors test_tracing_functions
     test_tracing_generation test_tracing_gradients test_tracing_numbers test_tracing_shortcuts test_tracing_stop
     test_tracing_training test_tracing_turns

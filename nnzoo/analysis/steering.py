@@ -13,7 +13,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from nnzoo.analysis.sites import sites_of, values_at
+from nnzoo.analysis.sites import streams_of, values_at
 from nnzoo.analysis.subject import Model, Prompts, Subject, exclusive, lock_of
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.generation import generate
@@ -78,8 +78,7 @@ def steering_vector(
     looked at, by default the last; None: the mean over all tokens of a prompt.
     """
     subject = Subject(model)
-    sites = sites_of(subject, subject.read(positive), at, "pos", [layer])
-    sites.check_are_streams()
+    sites = streams_of(subject, subject.read(positive), at, [layer])
     positive_mean, negative_mean = (
         _mean(subject, prompts, sites.names[0], position) for prompts in (positive, negative)
     )
