@@ -157,9 +157,7 @@ class TestNamesThatAreNotThere:
     def test_a_module_is_not_replaced_and_the_error_says_how_another_takes_its_place(self) -> None:
         model = model_of("gpt2")
         block = model.transformer.h[1]
-        with pytest.raises(
-            ValueError, match=r"transformer\.h\.1\.mlp is part .* \.mlp\.output = yours\(\.mlp\.input\)"
-        ):
+        with pytest.raises(ValueError, match=r"h\.1\.mlp is part .* \.mlp\.output = yours\(\.mlp\.input\)"):
             block.mlp = nn.Tanh()
         block.yours = nn.Tanh()
         with model.edit() as edited:
