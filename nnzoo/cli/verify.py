@@ -127,8 +127,8 @@ def _conclude(
     else:
         worst = max(differences, key=lambda difference: difference.size / difference.limit(tolerance))
         console.print(
-            f"[bold green]OK[/]: {len(differences)} values agree. The largest difference for what is allowed is "
-            f"{worst.size:.1e} of {worst.limit(tolerance):.0e}, at {escape(worst.place)}."
+            f"[bold green]OK[/]: {len(differences)} values agree. The one nearest to its limit is "
+            f"{escape(worst.place)}: {worst.size:.1e} of {worst.limit(tolerance):.0e} allowed."
         )
     return 1 if wrong or not same_text else 0
 
