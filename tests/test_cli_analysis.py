@@ -144,7 +144,7 @@ def test_prompts_of_different_lengths_are_refused_with_their_tokens(complaint):
 
 
 def test_an_unknown_site_brings_up_those_that_are_there(complaint):
-    assert "blocks have resid_pre" in complaint(*COMMANDS["patch"], "--site", "resid")
+    assert "here it can be resid_pre" in complaint(*COMMANDS["patch"], "--site", "resid")
 
 
 # --- trace -----------------------------------------------------------------------------------------------------------
