@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nnzoo.architectures.activation_cache import ActivationCache, Recorder, compact
 from nnzoo.architectures.attention import Span
-from nnzoo.architectures.hooks import Handle, HookFunction, HookPoint, named_hook_points
+from nnzoo.architectures.hooks import Handle, HookFunction, HookPoint, named_hook_points, pairs_of
 from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.architectures.products import linear
 from nnzoo.architectures.slices import SliceInput
@@ -262,9 +262,9 @@ class HookedModel(WeightViews, TextMethods, nn.Module):
         """Listen inside the `with`, and only there, whatever happens in it."""
         handles: list[Handle] = []
         try:
-            for name, fn in fwd_hooks:
+            for name, fn in pairs_of(fwd_hooks, "fwd_hooks"):
                 handles += self.add_hook(name, fn)
-            for name, fn in bwd_hooks:
+            for name, fn in pairs_of(bwd_hooks, "bwd_hooks"):
                 handles += self.add_hook(name, fn, dir="bwd")
             yield self
         finally:

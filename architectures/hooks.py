@@ -11,8 +11,9 @@ Names are those of TransformerLens (https://github.com/TransformerLensOrg/Transf
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, is_grad_enabled, nn
 
@@ -148,6 +149,24 @@ def by_name(fn: HookFunction) -> HookFunction:
     except (TypeError, ValueError):  # a builtin that does not tell its parameters
         named = False
     return (lambda value, point: fn(value, hook=point)) if named else fn  # type: ignore[call-arg]
+
+
+def pairs_of(hooks: Iterable[Any], argument: str) -> list[tuple[Any, HookFunction]]:
+    """The pairs of a name, or another filter, and a function that an argument holds.
+
+    Raises TypeError, and says how the argument is written, where it is anything else.
+
+    >>> pairs_of(("hook_embed", print), "fwd_hooks")
+    Traceback (most recent call last):
+    TypeError: fwd_hooks is a list of pairs, [(name, function), ...], and has 'hook_embed' where a pair should be
+    """
+    pairs = [*hooks]
+    for one in pairs:
+        if not isinstance(one, (tuple, list)) or len(one) != 2 or not callable(one[1]):
+            raise TypeError(
+                f"{argument} is a list of pairs, [(name, function), ...], and has {one!r:.60} where a pair should be"
+            )
+    return pairs
 
 
 class HookShapeError(ValueError):

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from nnzoo.weights.devices import usable
+
 ANYTHING = object()
 
 # name -> the values with which it makes no difference here
@@ -100,7 +102,10 @@ def device_of(device: Any) -> torch.device:
         return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
     if device in ("balanced", "balanced_low_0", "sequential"):
         raise TypeError(f"device_map={device!r} spreads layers over devices, which is not implemented; name one device")
-    return torch.device(device)
+    try:
+        return torch.device(device)  # it need not be here: weights may never be read
+    except RuntimeError:
+        return usable(device)
 
 
 def settings_of_tokenizer(settings: Mapping[str, Any] | None) -> dict[str, Any]:

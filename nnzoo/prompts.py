@@ -5,7 +5,6 @@ tokenizer's output. Keywords are transformers' own, and mean here what they mean
 heed is refused. What has different lengths is padded on the left.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,35 +15,9 @@ from torch import Tensor
 
 from nnzoo.architectures.attention import ContextLengthError
 from nnzoo.architectures.text import check_tokens, pad_id_of, pad_left
+from nnzoo.prompt_names import KINDS, brief, by_name, plain
 
 IGNORED = -100  # the label of a token that does not count, in transformers and in torch's cross_entropy
-KEYWORDS = ("input_ids", "attention_mask", "inputs_embeds", "labels", "token_type_ids", "position_ids")
-KINDS = (
-    "a prompt is a text or a list of texts, ids [pos] or [batch pos] (lists, a tensor, an array), a tokenizer's "
-    'output, or messages [{"role": ..., "content": ...}]'
-)
-_CACHED = "a prompt is read from its first token; the native model goes on from a cache: model._model(ids, cache=...)"
-_LAST = "index the logits: model.output[:, -1:] unembeds these positions only"
-_DECODER = "these models read one sequence, and no encoder's"
-_ENCODE = 'tokenise first: model.trace(model.tokenizer(text, ..., return_tensors="pt"))'
-_OF_TEXT = "it tells of the text, and a model has no use for it: leave it out"
-_MESSAGES = "a conversation is a list of messages, of one message too: model.trace([message])"
-# keywords of transformers that are no prompt's: the values at which they change nothing, and what to do for others
-ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "use_cache": ((True, False), "it is True or False, and gives the same values either way"),
-    "return_dict": ((True,), "a model gives its logits, and everything else at hook points"),
-    "output_hidden_states": ((False,), "read the blocks' .output in a trace, or hook_resid_post of each block"),
-    "output_attentions": ((False,), "read the attentions' .output[1] in a trace, or attn.hook_pattern of each block"),
-    "head_mask": ((), "multiply the heads at attn.hook_z"),
-    "prepend_bos": ((), 'write the token into the text, or: model._model("text", prepend_bos=True)'),
-    **dict.fromkeys(("logits_to_keep", "num_logits_to_keep"), ((0,), _LAST)),
-    **dict.fromkeys(("past_key_values", "cache_position"), ((), _CACHED)),
-    **dict.fromkeys(("encoder_hidden_states", "encoder_attention_mask"), ((), _DECODER)),
-    **dict.fromkeys(("truncation", "max_length", "padding", "add_special_tokens", "return_tensors"), ((), _ENCODE)),
-    **dict.fromkeys(("offset_mapping", "special_tokens_mask"), ((), _OF_TEXT)),
-    **dict.fromkeys(("messages", "role", "content"), ((), _MESSAGES)),
-}
-_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch computes next to nothing with them
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +67,7 @@ def read_prompt(model: Reader, *args: Any, **kwargs: Any) -> Prompt:
         tokens = _checked_ids(model, args[0])
         _check_length(model, tokens, None)
         return Prompt(tokens)
-    given = _by_name(args, kwargs)
+    given = by_name(args, kwargs)
     tokens, embeds, padding = _tokens_and_embeds(model, given)
     mask = _mask(given, tokens, padding)
     mask = None if mask is None else mask.to(model.device)
@@ -116,64 +89,6 @@ def loss_of(logits: Float[Tensor, "batch pos d_vocab"], labels: Int[Tensor, "bat
     wide = logits.float() if logits.dtype.itemsize < 4 else logits
     following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
     return torch.nn.functional.cross_entropy(wide.flatten(0, 1), following.flatten(), ignore_index=IGNORED)
-
-
-# --- which argument is what ------------------------------------------------------------------------------------------
-
-
-def _by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a prompt by transformers' names, whether they came by position, in a dict or by keyword."""
-    if len(args) > 1:
-        raise TypeError(f"one prompt was expected, not {len(args)}; several run as one batch: [prompt, prompt]")
-    given = _checked_names(kwargs)
-    prompt = _plain("a prompt", args[0]) if args and args[0] is not None else None
-    if isinstance(prompt, list) and prompt and all(isinstance(one, Mapping) and "role" not in one for one in prompt):
-        prompt = _collated(prompt)
-    if prompt is None:
-        return given
-    inside = _checked_names(prompt) if isinstance(prompt, Mapping) else {"input_ids": prompt}
-    if twice := inside.keys() & given.keys():
-        raise TypeError(f"{' and '.join(sorted(twice))} came twice, in the prompt and by keyword: give one of them")
-    return inside | given
-
-
-def _checked_names(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not None, of the names that a prompt has."""
-    for name, value in given.items():
-        if name in ELSEWHERE:
-            harmless, instead = ELSEWHERE[name]
-            if value is None or (isinstance(value, (bool, int)) and value in harmless):
-                continue
-            raise TypeError(f"{name}={value!r:.30} is not taken: {instead}")
-        if name not in KEYWORDS:
-            near = difflib.get_close_matches(str(name), [*KEYWORDS, *ELSEWHERE], n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(KEYWORDS)}"
-            raise TypeError(f"a prompt has no {name!r}; {hint}")
-    return {name: _plain(name, value) for name, value in given.items() if value is not None and name in KEYWORDS}
-
-
-def _collated(examples: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Several outputs of a tokenizer as one."""
-    for i, one in enumerate(examples):
-        if one.keys() != examples[0].keys():
-            raise ValueError(f"prompt 0 of the list has {sorted(examples[0])}, prompt {i} has {sorted(one)}")
-    return {name: [one[name] for one in examples] for name in examples[0]}
-
-
-def _plain(name: str, value: Any) -> Any:
-    """Arrays as tensors, arrays of anything but numbers and all other sequences as lists."""
-    if isinstance(value, Tensor):
-        return value.long() if value.dtype in _UNSIGNED else value
-    if isinstance(value, (str, Mapping, list)):
-        return value
-    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
-        return list(value)
-    if not hasattr(value, "__array__"):
-        raise TypeError(f"{name} was given as {type(value).__name__}: {_brief(value)}; {KINDS}")
-    array = value.__array__()
-    if array.dtype.kind in "iu":
-        return torch.from_numpy(array.astype("int64"))
-    return torch.tensor(array) if array.dtype.kind in "bf" else _plain(name, array.tolist())
 
 
 # --- ids and embeddings ----------------------------------------------------------------------------------------------
@@ -222,7 +137,7 @@ def _encoded(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
         return [_encode(tokenizer, text) for text in prompts]
     conversations = [prompts] if isinstance(prompts[0], Mapping) else prompts
     if not all(_is_conversation(one) for one in conversations):
-        raise TypeError(f"{_brief(prompts)} is neither all text, nor all ids, nor all messages with a role; {KINDS}")
+        raise TypeError(f"{brief(prompts)} is neither all text, nor all ids, nor all messages with a role; {KINDS}")
     texts = [_templated(tokenizer, one) for one in conversations]
     return [_encode(tokenizer, text, add_special_tokens=False) for text in texts]  # the template writes its own
 
@@ -267,7 +182,7 @@ def _embeds(model: Reader, embeds: Any) -> Float[Tensor, "batch pos d_model"]:
 def _table(name: str, value: Any, fill: int) -> tuple[Tensor, Tensor | None]:
     """Numbers [batch pos], and where rows of different lengths were padded with `fill` (False)."""
     if not isinstance(value, (Tensor, list)):
-        raise TypeError(f"{name} is [pos] or [batch pos], not a {type(value).__name__}, {_brief(value)}")
+        raise TypeError(f"{name} is [pos] or [batch pos], not a {type(value).__name__}, {brief(value)}")
     if isinstance(value, Tensor):
         table = _numbers(name, value)
         return (table[None] if table.ndim == 1 else table), None
@@ -277,16 +192,16 @@ def _table(name: str, value: Any, fill: int) -> tuple[Tensor, Tensor | None]:
 
 def _row(name: str, row: Any) -> Int[Tensor, "pos"] | Bool[Tensor, "pos"]:
     if not isinstance(row, (Sequence, Tensor)) and not hasattr(row, "__array__"):
-        raise ValueError(f"{name} has lists beside {_brief(row)}, and is [pos] or [batch pos]")
-    row = _plain(name, row)
+        raise ValueError(f"{name} has lists beside {brief(row)}, and is [pos] or [batch pos]")
+    row = plain(name, row)
     if not isinstance(row, Tensor):
         kinds = set(map(type, row))
         if bool in kinds and len(kinds) > 1:
-            raise ValueError(f"{name} {_brief(row)} has True or False among numbers")
+            raise ValueError(f"{name} {brief(row)} has True or False among numbers")
         try:
             row = torch.tensor(row, dtype=torch.long if kinds <= {int} else None)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"{name} {_brief(row)} cannot be read as numbers [pos] or [batch pos]: {error}") from error
+            raise ValueError(f"{name} {brief(row)} cannot be read as numbers [pos] or [batch pos]: {error}") from error
     if row.ndim != 1:
         raise ValueError(f"{name} is [pos] or [batch pos], and a row of it has shape {list(row.shape)}")
     return _numbers(name, row)
@@ -298,18 +213,13 @@ def _numbers(name: str, numbers: Tensor) -> Tensor:
         mask = numbers.to(torch.bool, copy=True)
         if not torch.equal(mask.to(numbers.dtype), numbers):
             raise ValueError(
-                f"attention_mask is 1 at tokens and 0 at padding, but has {_brief(numbers.unique().tolist())}. "
+                f"attention_mask is 1 at tokens and 0 at padding, but has {brief(numbers.unique().tolist())}. "
                 "What a query may look at is set at attn.hook_attn_scores"
             )
         return mask
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
         raise ValueError(f"{name} are integers [batch pos] or [pos], not {numbers.dtype} {list(numbers.shape)}")
     return numbers
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 # --- what stands beside the ids --------------------------------------------------------------------------------------
@@ -376,8 +286,8 @@ def _check_positions(given: Any, tokens: Tensor, mask: Tensor | None) -> None:
         row = _first(wrong)
         asked, ours = positions.expand_as(real)[row, real[row]], counted[row, real[row]]
         raise ValueError(
-            f"position_ids of row {row} are {_brief(asked.tolist())}, but positions count the tokens that are no "
-            f"padding: {_brief(ours.tolist())}. Leave them out; other positions can be set at hook_positions"
+            f"position_ids of row {row} are {brief(asked.tolist())}, but positions count the tokens that are no "
+            f"padding: {brief(ours.tolist())}. Leave them out; other positions can be set at hook_positions"
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 pytest_plugins = ["remote_server"]
@@ -34,15 +35,23 @@ def seeded() -> Iterator[None]:
     assert left_on, "this test left autograd switched off for those after it"
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations that nothing checks, as in production: for what a function itself says to a wrong argument."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
 # --- through the wire of remote execution ----------------------------------------------------------------------------
 
 # Tests of tracing that are run twice, the second time through the wire; `make test-remote` has every one there.
 ALSO_REMOTE = set(
     """
     test_analysis_changing test_contexts test_contexts_cache test_contexts_edit test_contexts_edit_modules
-    test_generation_options test_tracing test_tracing_cost test_tracing_custom test_tracing_edits test_tracing_errors
-    test_tracing_functions test_tracing_generation test_tracing_gradients test_tracing_numbers test_tracing_shortcuts
-    test_tracing_stop test_tracing_training test_tracing_turns
+    test_contexts_saving test_generation_options test_tracing test_tracing_cost test_tracing_custom test_tracing_edits
+    test_tracing_errors test_tracing_functions test_tracing_generation test_tracing_gradients test_tracing_numbers
+    test_tracing_shortcuts test_tracing_stop test_tracing_training test_tracing_turns
     """.split()
 )
 

@@ -150,6 +150,14 @@ def test_a_steering_vector_is_a_difference_of_means(position):
     assert difference(steered, model.run_with_hooks(positive[0], fwd_hooks=[hook])) < 1e-10
 
 
+def test_a_steering_vector_is_added_where_it_was_read():
+    model = small("llama")
+    vector = steering_vector(model, prompts(), prompts(), 1, at="gate_in")
+    assert vector.name == "blocks.1.mlp.hook_gate_in"
+    with vector.added(model):
+        assert [len(point.hooks) for point in model.hook_points.values() if point.hooks] == [1]
+
+
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-mistral"])
 def test_generation_is_steered_at_every_step(name):
     model = LanguageModel(f"nnzoo/{name}")

@@ -15,6 +15,7 @@ from nnzoo.analysis import (
     detect_heads,
     induction_scores,
     logit_lens,
+    patch_activations,
     repeated_tokens,
     token_losses,
     train_tuned_lens,
@@ -106,7 +107,7 @@ def test_a_tuned_lens_is_trained_in_full_precision(dtype):
 def test_what_a_lens_cannot_show_is_refused():
     model = small("gpt2")
     for show in (logit_lens, train_tuned_lens):
-        with pytest.raises(ValueError, match=r"width: it is \[batch pos d_mlp\]"):
+        with pytest.raises(ValueError, match="post has the axes batch pos d_mlp, and batch pos d_model are needed"):
             show(model, prompts(1), at="post")
         with pytest.raises(ValueError, match="the list is empty"):
             show(model, prompts(1), layers=[])
@@ -114,6 +115,19 @@ def test_what_a_lens_cannot_show_is_refused():
         logit_lens(model, prompts())
     with pytest.raises(ValueError, match="2 targets for 7 positions"):
         logit_lens(model, prompts(1), [1, 2])
+
+
+@pytest.mark.parametrize(
+    "look", [logit_lens, lambda model, prompt, at: patch_activations(model, prompt, prompt, 1, at=at)]
+)
+def test_a_place_that_there_is_not_names_places_that_are_taken(family, look):
+    model = small(family)
+    with pytest.raises(KeyError, match="no block has 'residual'") as refused:
+        look(model, prompts(1), at="residual")
+    offered = str(refused.value).strip("'\"").partition("can be ")[2].split(", ")
+    assert "resid_pre" in offered
+    for at in offered:
+        look(model, prompts(1), at=at)
 
 
 # --- direct logit attribution -------------------------------------------------------------------------------------

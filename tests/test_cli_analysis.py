@@ -144,7 +144,7 @@ def test_prompts_of_different_lengths_are_refused_with_their_tokens(complaint):
 
 
 def test_an_unknown_site_brings_up_those_that_are_there(complaint):
-    assert "blocks have resid_pre" in complaint(*COMMANDS["patch"], "--site", "resid")
+    assert "here it can be resid_pre" in complaint(*COMMANDS["patch"], "--site", "resid")
 
 
 # --- trace -----------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_trace_writes_the_values_by_their_paths(shown, tmp_path):
     paths = ["transformer.h[1].output[0]", "blocks.*.attn.hook_pattern", "transformer.h.2.attn", "hook_tokens"]
     out = shown("trace", MODEL, PROMPT, *paths, "--out", str(file))
     values, (_, cache) = load_file(file), LanguageModel(MODEL)._model.run_with_cache(PROMPT)
-    assert all(name in out for name in values)
+    assert all(name in out for name in values) and f"{file} has them, one tensor a path" in " ".join(out.split())
     wanted = {"transformer.h[1].output[0]": cache["resid_post", 1], "hook_tokens": cache["hook_tokens"]}
     wanted |= {f"blocks.{i}.attn.hook_pattern": cache["pattern", i] for i in range(4)}
     wanted |= {"transformer.h.2.attn[0]": cache["attn_out", 2], "transformer.h.2.attn[1]": cache["pattern", 2]}

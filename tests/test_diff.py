@@ -34,7 +34,7 @@ def test_a_model_agrees_with_itself_and_with_transformers(family, setting):
     for other in (mine, theirs(family, setting)):
         found = diff(mine, other, prompt(2, 9))
         assert found.first is None, found.verdict
-        assert "agree at all" in str(found)
+        assert "agree at all" in str(found) and "the one nearest to its limit is " in str(found)
     assert theirs(family, setting).config._attn_implementation == "sdpa"
 
 

@@ -170,6 +170,19 @@ class TestNamesThatAreNotThere:
         with pytest.raises(ValueError, match="there already"):
             model.lm_head.weight = nn.Linear(48, 97)
 
+    def test_a_module_is_not_replaced_and_the_error_says_how_another_takes_its_place(self) -> None:
+        model = model_of("gpt2")
+        block = model.transformer.h[1]
+        with pytest.raises(ValueError, match=r"h\.1\.mlp is part .* \.mlp\.output = yours\(\.mlp\.input\)"):
+            block.mlp = nn.Tanh()
+        block.yours = nn.Tanh()
+        with model.edit() as edited:
+            into = edited.transformer.h[1].mlp.input
+            edited.transformer.h[1].mlp.output = edited.transformer.h[1].yours(into)
+        with edited.trace([[3, 1, 4]]):
+            went_in, came_out = edited.transformer.h[1].mlp.input, edited.transformer.h[1].mlp.output
+        torch.testing.assert_close(came_out, went_in.tanh())
+
 
 RENAME = {"transformer.h": "layers", "model.layers": "layers", "attn": "self_attn", "mlp": ["feedforward", "ff"]}
 

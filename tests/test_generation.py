@@ -23,6 +23,7 @@ TOKENS = prompt(3, N_POS)
 MASK = torch.ones(3, N_POS, dtype=torch.bool)
 MASK[0, :5] = False
 MASK[1, :1] = False
+TOKENS[0, :5], TOKENS[1, 0] = TOKENS[0, 5], TOKENS[1, 1]  # transformers 5.20 penalises what stands in padding
 SEEDS = [0, 1]
 EOS = {"eos_token_id": [17, 23, 46, 60, 81]}  # some of them come, at different steps
 
@@ -111,6 +112,13 @@ def test_what_changes_the_logits_gives_the_tokens_of_transformers(
     expected = by_transformers(family, setting, do_sample=do_sample, **options)
     assert torch.equal(by_nnzoo(family, setting, do_sample=do_sample, **options), expected)
     assert not torch.equal(expected, without(family, setting, 0, do_sample))
+
+
+def test_what_stands_in_padding_is_not_penalised() -> None:
+    fills = [TOKENS.where(MASK, fill) for fill in (17, 85)]
+    first, second = (by_nnzoo("gpt2", "default", tokens=tokens, repetition_penalty=3.0) for tokens in fills)
+    assert torch.equal(first[:, N_POS:], second[:, N_POS:])
+    assert {17, 85} <= set(first[:2, N_POS:].flatten().tolist())  # they would be words of the text
 
 
 @ids(PLAIN)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nnzoo.architectures.hooks import HookShapeError
+from nnzoo.transformer_lens import HookedTransformer
 from small_models import FAMILIES, difference, prompts, small
 
 EXACT = 1e-10  # between the fused and the explicit path
@@ -122,6 +123,14 @@ def test_a_wrong_name_leaves_no_hook_behind(model, run):
         else:
             model.run_with_cache(prompts(), names_filter=["hook_embed", "hook_embde"])
     assert not listeners(model)
+
+
+@pytest.mark.parametrize("wrong", [("hook_embed", KEEP), ["hook_embed"], [(KEEP, "hook_embed")], {"hook_embed": KEEP}])
+@pytest.mark.parametrize("argument", ["fwd_hooks", "bwd_hooks"])
+def test_hooks_that_are_no_list_of_pairs_say_how_they_are_written(unchecked, argument, wrong):
+    for model in (small("gpt2"), HookedTransformer.from_pretrained("nnzoo/tiny-gpt2")):
+        with pytest.raises(TypeError, match=rf"{argument} is a list of pairs, \[\(name, function\), ...\]"):
+            model.run_with_hooks(prompts(), **{argument: wrong})
 
 
 def test_hooks_that_were_added_stay_until_reset_and_permanent_ones_longer(model):

@@ -124,6 +124,14 @@ def test_a_config_that_no_family_has_is_refused_by_name(fields):
         HookedTransformer(HookedTransformerConfig(**{**SIZES, **fields}))
 
 
+@pytest.mark.parametrize("make", [HookedTransformerConfig, lambda **fields: HookedTransformer(fields)])
+def test_a_field_that_there_is_not_names_the_nearest(make):
+    with pytest.raises(TypeError, match="no field 'd_modell'; did you mean d_model"):
+        make(**SIZES, d_modell=8)
+    with pytest.raises(TypeError, match=r"no field 'xyzzy'$"):
+        make(**SIZES, xyzzy=8)
+
+
 @pytest.mark.parametrize("name", ["HookedEncoder", "TransformerBridge", "HookedAudioEncoder"])
 def test_what_is_not_there_says_what_to_do(name):
     with pytest.raises(NotImplementedError, match=f"{name} is not here: "):
@@ -255,7 +263,7 @@ def test_what_cannot_be_set_says_so():
         model.blocks[0].attn.W_K = torch.ones_like(model.blocks[0].attn.W_K)
     with pytest.raises(AttributeError, match="runs its own parts"):
         model.ln_final = torch.nn.Identity()
-    with pytest.raises(AttributeError, match="runs its own parts"):
+    with pytest.raises(AttributeError, match=r"runs its own parts\. .* a hook can give back .* at hook_mlp_out"):
         model.blocks[0].mlp = torch.nn.Identity()
     with pytest.raises(AttributeError, match="folded"):
         model.ln_final.w

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from families import D_VOCAB, folder
 from nnzoo import LanguageModel
-from nnzoo.prompts import IGNORED, KEYWORDS, loss_of, read_prompt
+from nnzoo.prompt_names import KEYWORDS
+from nnzoo.prompts import IGNORED, loss_of, read_prompt
 from prompt_readers import D_MODEL, LETTERS
 
 BATCH = [[3, 1, 4], [1, 5, 9]]

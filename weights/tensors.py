@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.weights.config import Config, contents, family_of, read_json, skeleton
+from nnzoo.weights.devices import usable
 from nnzoo.weights.families import Family
 from nnzoo.weights.settings import listed
 
@@ -65,7 +66,7 @@ def load_weights(
         config = replace(config, tied=False)
     model = skeleton(config)
     sources = _match(folder, config, model, stored)
-    _fill(model, sources, dtype_of(folder, dtype, stored), torch.device(device))
+    _fill(model, sources, dtype_of(folder, dtype, stored), usable(device))
     return model.eval()
 
 

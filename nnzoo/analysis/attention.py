@@ -1,4 +1,7 @@
-"""Attention patterns: where each head looks, as numbers and as a picture of all heads of a layer."""
+"""Attention patterns: where each head looks, as numbers and as a picture of all heads of a layer.
+
+Source: Vaswani et al. 2017, Attention Is All You Need (https://arxiv.org/abs/1706.03762), which draws them so.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -129,14 +129,24 @@ def ov_circuit(model: Model) -> FactoredMatrix:
 
 
 def full_ov_circuit(model: Model) -> FactoredMatrix:
-    """W_E W_V W_O W_U of every head, [layer head d_vocab d_vocab]: from the token looked at to the logits."""
+    """W_E W_V W_O W_U of every head, [layer head d_vocab d_vocab]: from the token looked at to the logits.
+
+    >>> from nnzoo import load
+    >>> full_ov_circuit(load("nnzoo/tiny-gpt2")).shape
+    (4, 4, 774, 774)
+    """
     native = Subject(model).native
     ov = ov_circuit(model)
     return FactoredMatrix(native.W_E.detach() @ ov.A, ov.B @ native.W_U.detach())
 
 
 def full_qk_circuit(model: Model) -> FactoredMatrix:
-    """W_E W_Q W_K^T W_E^T of every head, [layer head d_vocab d_vocab]: from tokens to the scores between them."""
+    """W_E W_Q W_K^T W_E^T of every head, [layer head d_vocab d_vocab]: from tokens to the scores between them.
+
+    >>> from nnzoo import load
+    >>> full_qk_circuit(load("nnzoo/tiny-gpt2")).shape
+    (4, 4, 774, 774)
+    """
     native = Subject(model).native
     qk, W_E = qk_circuit(model), native.W_E.detach()
     return FactoredMatrix(W_E @ qk.A, qk.B @ W_E.t())

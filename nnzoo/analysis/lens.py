@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnzoo.analysis.metrics import Answer
 from nnzoo.analysis.results import Axis, Result
-from nnzoo.analysis.sites import sites_of
+from nnzoo.analysis.sites import streams_of
 from nnzoo.analysis.subject import Model, Subject, exclusive
 from nnzoo.analysis.tuned_lens import TunedLens, translated
 from nnzoo.architectures.html import shown
@@ -81,8 +81,7 @@ def logit_lens(
     tokens = subject.read(prompt)
     if len(tokens.ids) > 1:
         raise ValueError(f"a lens shows one prompt, not {len(tokens.ids)}")
-    sites = sites_of(subject, tokens, at, "pos", tuned.layers if tuned and layers is None else layers)
-    sites.check_are_streams()
+    sites = streams_of(subject, tokens, at, tuned.layers if tuned and layers is None else layers)
     where = torch.arange(tokens.n_pos) if positions is None else torch.arange(tokens.n_pos)[list(positions)]
     _, cache = subject.native.run_with_cache(tokens.ids, names_filter=list(sites.names), return_type=None)
     streams = torch.stack([cache[name][0, where] for name in sites.names])

@@ -1,4 +1,7 @@
-"""How surprised the model is by each token."""
+"""How surprised the model is by each token.
+
+Source: Shannon 1951, Prediction and Entropy of Printed English (https://doi.org/10.1002/j.1538-7305.1951.tb01366.x).
+"""
 
 import torch
 

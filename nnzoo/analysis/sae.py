@@ -137,6 +137,16 @@ def spliced(model: Model, sae: SAE, *, error_term: bool = True, edit: EditFeatur
     `nnzoo.processing.process_weights(model)`.
 
     Raises KeyError where the model has no such hook point.
+
+    >>> from nnzoo import LanguageModel
+    >>> model, place = LanguageModel("nnzoo/tiny-gpt2"), "blocks.2.hook_resid_pre"
+    >>> config = SAEConfig("standard", 96, 200, 96, place, place, True, "none", False)
+    >>> weights = {"W_enc": torch.ones(96, 200), "b_enc": torch.zeros(200), "W_dec": torch.ones(200, 96)}
+    >>> sae = SAE(config, {**weights, "b_dec": torch.zeros(96)})
+    >>> with spliced(model, sae, edit=lambda features: 0 * features) as seen:
+    ...     _ = model("The capital of France is")
+    >>> seen.clean.shape, seen.features.count_nonzero().item()
+    (torch.Size([1, 5, 200]), 0)
     """
     native = Subject(model).native
     for name in (sae.config.hook_in, sae.config.hook_out):
@@ -170,7 +180,18 @@ def spliced(model: Model, sae: SAE, *, error_term: bool = True, edit: EditFeatur
 @exclusive
 @torch.no_grad()
 def feature_activations(model: Model, prompts: Prompts, sae: SAE) -> Float[Tensor, "batch pos d_sae"]:
-    """The features of prompts at the place that an autoencoder reads."""
+    """The features of prompts at the place that an autoencoder reads.
+
+    Raises KeyError where the model has no such hook point.
+
+    >>> from nnzoo import LanguageModel
+    >>> place = "blocks.2.hook_resid_pre"
+    >>> config = SAEConfig("standard", 96, 200, 96, place, place, True, "none", False)
+    >>> weights = {"W_enc": torch.ones(96, 200), "b_enc": torch.zeros(200), "W_dec": torch.ones(200, 96)}
+    >>> sae = SAE(config, {**weights, "b_dec": torch.zeros(96)})
+    >>> feature_activations(LanguageModel("nnzoo/tiny-gpt2"), "The capital of France is", sae).shape
+    torch.Size([1, 5, 200])
+    """
     subject = Subject(model)
     tokens = subject.read(prompts)
     name = sae.config.hook_in

@@ -33,6 +33,10 @@ def load_sae(folder: str | Path, *, device: torch.device | str = "cpu", dtype: t
 
     Architectures "standard", "gated", "jumprelu", "topk", "transcoder", "skip_transcoder" and "jumprelu_transcoder".
     Raises FileNotFoundError for a folder without the two files, ValueError for a setting or a tensor that is not known.
+
+    >>> load_sae("no/such/folder")
+    Traceback (most recent call last):
+    FileNotFoundError: no/such/folder has no cfg.json and no sae_weights.safetensors: it is no autoencoder ...
     """
     folder = Path(folder)
     missing = [name for name in (CFG, WEIGHTS) if not (folder / name).is_file()]

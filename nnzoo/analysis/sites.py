@@ -20,6 +20,7 @@ from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.names import get_act_name
 
 Index = tuple[int | slice, ...]
+STREAM = "batch pos d_model"  # the axes of the residual stream, and of whatever is as wide
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,6 @@ class Sites:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(len(axis.labels) for axis in self.axes)
-
-    def check_are_streams(self) -> None:
-        """Raise ValueError where a value is no residual stream, nor as wide as one."""
-        if self.symbols != "batch pos d_model":
-            raise ValueError(f"{self.at} is no value of the residual stream's width: it is [{self.symbols}]")
 
     def replacement(self, layers: Sequence[int], index: Index, values: Sequence[Tensor]) -> Experiment:
         """A run, from as late on as can be, with what stands in `values` [layer][batch ...] put in a place of layers.
@@ -87,22 +83,36 @@ class Sites:
         return summed.permute(order)
 
 
+def streams_of(subject: Subject, tokens: Tokens, at: str, layers: Sequence[int] | None = None) -> Sites:
+    """The sites of values that are as wide as the residual stream, position by position.
+
+    Raises KeyError for a hook point that no block has, ValueError for one of other axes; both name those of these axes.
+    """
+    return sites_of(subject, tokens, at, "pos", layers, axes=STREAM)
+
+
 def sites_of(
-    subject: Subject, tokens: Tokens, at: str, by: str | None = None, layers: Sequence[int] | None = None
+    subject: Subject,
+    tokens: Tokens,
+    at: str,
+    by: str | None = None,
+    layers: Sequence[int] | None = None,
+    *,
+    axes: str | None = None,
 ) -> Sites:
-    """The sites of a sweep.
+    """The sites of a sweep; with `axes`, of values that have just these.
 
     Raises KeyError for a hook point that no block has, ValueError for axes it has not, and for layers that are none.
     """
     chosen = tuple(range(subject.n_layers)) if layers is None else tuple(_checked(subject, i) for i in layers)
     if not chosen:
         raise ValueError("layers are numbers of blocks, or None for all of them; the list is empty")
-    points = [_point(subject, at, layer) for layer in chosen]
+    points = [_point(subject, at, layer, axes) for layer in chosen]
     symbols = points[0].axes.split()[1:]
     wanted = _wanted(symbols, at, by)
-    axes = tuple(subject.axis(name, tokens) for name in wanted)
+    gone_through = tuple(subject.axis(name, tokens) for name in wanted)
     indices = []
-    for places in product(*(range(len(axis.labels)) for axis in axes)):
+    for places in product(*(range(len(axis.labels)) for axis in gone_through)):
         at_place = dict(zip(wanted, places, strict=True))
         indices.append(tuple(at_place.get(symbol, slice(None)) for symbol in symbols))
     layer_axis = Axis("layer", tuple(map(str, chosen)))
@@ -110,7 +120,7 @@ def sites_of(
     whole = "key" in symbols and subject.native.window is not None
     along = None if whole else next((i for i, s in enumerate(symbols, start=1) if s in ("pos", "query")), None)
     names = tuple(point.name for point in points)
-    return Sites(at, names, chosen, (layer_axis, *axes), tuple(indices), along, points[0].axes)
+    return Sites(at, names, chosen, (layer_axis, *gone_through), tuple(indices), along, points[0].axes)
 
 
 def _checked(subject: Subject, layer: int) -> int:
@@ -120,13 +130,23 @@ def _checked(subject: Subject, layer: int) -> int:
     return layer % n
 
 
-def _point(subject: Subject, at: str, layer: int) -> HookPoint:
+def _point(subject: Subject, at: str, layer: int, axes: str | None) -> HookPoint:
     name = get_act_name(at, layer)
-    if name not in subject.native.hook_points:
-        blocks = [n.split(".", 2)[2] for n in subject.native.hook_points if n.startswith("blocks.0.")]
-        short = ", ".join(dict.fromkeys(n.rsplit("hook_", 1)[-1] for n in blocks))
-        raise KeyError(f"no block has {at!r} ({name}); blocks have {short}")
-    return subject.native.hook_points[name]
+    point = subject.native.hook_points.get(name)
+    if point is None:
+        raise KeyError(f"no block has {at!r} ({name}); here it can be {_short_names(subject, layer, axes)}")
+    if axes not in (None, point.axes):
+        can_be = _short_names(subject, layer, axes)
+        raise ValueError(f"{at} has the axes {point.axes}, and {axes} are needed: {can_be}")
+    return point
+
+
+def _short_names(subject: Subject, layer: int, axes: str | None) -> str:
+    """What `at` may be: a block's hook points that have a short name, of these axes."""
+    points = subject.native.hook_points
+    short = dict.fromkeys(name.rpartition("hook_")[2] for name in points if name.startswith(f"blocks.{layer}."))
+    found = [(name, points.get(get_act_name(name, layer))) for name in short]
+    return ", ".join(name for name, point in found if point is not None and axes in (None, point.axes))
 
 
 def _wanted(symbols: list[str], at: str, by: str | None) -> list[str]:

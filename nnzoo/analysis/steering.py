@@ -13,9 +13,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from nnzoo.analysis.sites import sites_of, values_at
+from nnzoo.analysis.sites import streams_of, values_at
 from nnzoo.analysis.subject import Model, Prompts, Subject, exclusive, lock_of
 from nnzoo.architectures.hooks import HookPoint
+from nnzoo.architectures.names import get_act_name
 from nnzoo.generation import generate
 
 
@@ -37,7 +38,7 @@ class SteeringVector:
     @property
     def name(self) -> str:
         """The hook point at which it is added."""
-        return f"blocks.{self.layer}.hook_{self.at}"
+        return get_act_name(self.at, self.layer)
 
     @contextmanager
     def added(self, model: Model, scale: float = 1.0) -> Iterator[None]:
@@ -75,11 +76,18 @@ def steering_vector(
     """The mean of the residual stream on some prompts, less that on others: a direction from the latter to the former.
 
     `at` is "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out" of `layer`; `position` the token that is
-    looked at, by default the last; None: the mean over all tokens of a prompt.
+    looked at, by default the last; None: the mean over all tokens of a prompt. The vector is [d_model], in the stream's
+    own units. Raises KeyError for a place that no block has, ValueError for one of another width, or for a layer that
+    there is not.
+
+    >>> from nnzoo import LanguageModel
+    >>> model = LanguageModel("nnzoo/tiny-gpt2")
+    >>> towns = steering_vector(model, ["Rome is", "Paris is"], ["The book is"], layer=2, position=None)
+    >>> towns.vector.shape, towns.name
+    (torch.Size([96]), 'blocks.2.hook_resid_pre')
     """
     subject = Subject(model)
-    sites = sites_of(subject, subject.read(positive), at, "pos", [layer])
-    sites.check_are_streams()
+    sites = streams_of(subject, subject.read(positive), at, [layer])
     positive_mean, negative_mean = (
         _mean(subject, prompts, sites.names[0], position) for prompts in (positive, negative)
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from nnzoo.analysis.results import Result
-from nnzoo.analysis.sites import sites_of, values_at
+from nnzoo.analysis.sites import streams_of, values_at
 from nnzoo.analysis.subject import Model, Prompts, Subject, exclusive
 from nnzoo.analysis.sweep import progress
 
@@ -73,8 +73,7 @@ def train_tuned_lens(
     """
     subject = Subject(model)
     tokens = subject.read(prompts)
-    sites = sites_of(subject, tokens, at, "pos", layers)
-    sites.check_are_streams()
+    sites = streams_of(subject, tokens, at, layers)
     streams = torch.stack([value[tokens.real] for value in values_at(subject, tokens, sites.names)])
     with torch.no_grad():
         last = _log_probabilities(subject.native(tokens.ids, attention_mask=tokens.mask)[tokens.real])

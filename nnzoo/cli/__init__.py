@@ -293,10 +293,18 @@ def _serve(commands: _SubParsersAction) -> None:
     command.add_argument("--keep-bytes", type=_size, metavar="SIZE", help="of all answers together (20G)")
     command.add_argument("--patience", type=_positive_number, metavar="S", help="with who stands still (20)")
     command.add_argument("--grace", type=_positive_number, metavar="S", help="for running jobs at the end (10)")
+    _cluster(command)
+    _limits(command)
+
+
+def _cluster(command: ArgumentParser) -> None:
     cluster = command.add_argument_group("workers on a Ray cluster (nnzoo[ray], docs/remote.md)")
     cluster.add_argument("--ray", metavar="ADDRESS", help="of the cluster, e.g. 10.0.0.1:6379; auto: this machine's")
     cluster.add_argument("--worker-cpus", type=_positive_integer, metavar="N", help="processors of one worker (1)")
     cluster.add_argument("--worker-gpus", type=_positive_number, metavar="X", help="of one, with --device cuda (1)")
+
+
+def _limits(command: ArgumentParser) -> None:
     limits = command.add_argument_group("limits of one request")
     limits.add_argument("--seconds", type=_positive_number, metavar="S", help="of its run (300)")
     limits.add_argument("--nodes", type=_positive_integer, metavar="N", help="of its graph (50000)")

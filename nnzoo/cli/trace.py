@@ -43,9 +43,7 @@ def run(options: Namespace) -> int:
         stored = {name: value.contiguous().clone() for name, value in values.items()}
         about = {"model": options.model, "prompt": prompt, "tokens": json.dumps(tokens)}
         Path(options.out).write_bytes(safetensors.torch.save(stored, about))
-        answer.say(
-            f"{len(stored)} tensors, read with safetensors.torch.load_file, are in {Path(options.out).resolve()}"
-        )
+        answer.say(f"{Path(options.out).resolve()} has them, one tensor a path, for safetensors.torch.load_file")
     return answer.end()
 
 

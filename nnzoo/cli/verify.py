@@ -17,6 +17,7 @@ from nnzoo.cli.generate import utf8
 from nnzoo.cli.reference import reference
 from nnzoo.debugging.places import TOLERANCES, Difference, compare, places_of
 from nnzoo.weights import Checkpoint, load, open_checkpoint, resolve, skeleton
+from nnzoo.weights.devices import usable
 
 NEW_TOKENS = 20
 SENTENCES = (
@@ -28,7 +29,7 @@ SENTENCES = (
 @torch.no_grad()
 def run(options: Namespace) -> int:
     """Compare and report: 0 where everything agrees within the tolerance, else 1."""
-    device, folder = _device(options.device), resolve(options.model)
+    device, folder = usable(options.device), resolve(options.model)
     checkpoint = replace(open_checkpoint(folder), name=options.model)
     dtype = checkpoint.dtype(options.dtype)
     tokens = _tokens(checkpoint, options.prompt).to(device)
@@ -69,13 +70,6 @@ def _tokens(checkpoint: Checkpoint, prompt: str | None) -> Int[Tensor, "1 pos"]:
     if not 0 < len(ids) <= n_ctx:
         raise ValueError(f"--prompt has {len(ids)} tokens, but {checkpoint.name} takes 1 to {n_ctx}")
     return torch.tensor([ids])
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -133,8 +127,8 @@ def _conclude(
     else:
         worst = max(differences, key=lambda difference: difference.size / difference.limit(tolerance))
         console.print(
-            f"[bold green]OK[/]: {len(differences)} values agree. The largest difference for what is allowed is "
-            f"{worst.size:.1e} of {worst.limit(tolerance):.0e}, at {escape(worst.place)}."
+            f"[bold green]OK[/]: {len(differences)} values agree. The one nearest to its limit is "
+            f"{escape(worst.place)}: {worst.size:.1e} of {worst.limit(tolerance):.0e} allowed."
         )
     return 1 if wrong or not same_text else 0
 

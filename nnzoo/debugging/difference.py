@@ -65,8 +65,8 @@ class Difference(Result):
         if self.first is None:
             worst = max(self.gaps, key=lambda gap: gap.size / gap.limit)
             return (
-                f"{self.models} agree at all {len(self.gaps)} places; the largest difference for what is allowed is "
-                f"{worst.size:.1e} of {worst.limit:.0e}, at {worst.place}."
+                f"{self.models} agree at all {len(self.gaps)} places; the one nearest to its limit is "
+                f"{worst.place}: {worst.size:.1e} of {worst.limit:.0e} allowed."
             )
         place = self.first.hook if self.first.place == self.first.hook else f"{self.first.hook} ({self.first.place})"
         before = self.gaps[: self.gaps.index(self.first)]

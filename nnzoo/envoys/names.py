@@ -92,7 +92,12 @@ def check_free(envoy: "Envoy", name: str) -> None:
         kind = "a hook point" if node.is_hook else "the list of blocks"
         raise ValueError(f"{envoy._path} is {kind}, which holds no modules of yours; attach it to the module around")
     taken = {*node.children, *node.natives, *node.hooks, *node.parameters, *node.aliases, *vars(envoy)}
+    if name in {*node.children, *node.natives}:
+        raise ValueError(
+            f"{path} is part of the model, which runs as it is; attach your module under another name, and in a trace, "
+            f"or for good in model.edit(), put what it gives in the place: .{name}.output = yours(.{name}.input)"
+        )
     if name in taken or hasattr(type(envoy), name):
-        raise ValueError(f"{path} is there already, and part of the model; attach your module under another name")
+        raise ValueError(f"{path} is there already; attach your module under another name")
     if not name.isidentifier():
         raise ValueError(f"{name!r} is no name that an attribute can have; attach your module under another")

@@ -12,6 +12,7 @@ from nnzoo.envoys.names import VALUES, nearest
 from nnzoo.tracing.recorder import TraceError
 from nnzoo.weights.config import family_of
 from nnzoo.weights.described import training_dropout
+from nnzoo.weights.devices import usable
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -118,7 +119,7 @@ class WholeModel(Envoy):
             raise TraceError("the model cannot be moved inside a trace; move it before")
         with self.lock:
             weights = self._weights
-            weights.device = weights.device if device is None else device
+            weights.device = weights.device if device is None else usable(device)
             weights.dtype = weights.dtype if dtype is None else dtype
             self._skeleton.to(dtype=dtype)
             for module in (*filter(None, [weights.native]), *self._attached.values()):

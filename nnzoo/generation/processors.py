@@ -22,7 +22,7 @@ def processors_of(
 ) -> list[Processor]:
     """What changes the logits of each step, one after the other; nothing for plain greedy decoding."""
     wanted = [
-        *_of_the_text(options, tokens, attention_mask),
+        *_of_the_text(options),
         *_of_the_end(options, tokens),
         *_of_tokens(options, tokens),
     ]
@@ -33,7 +33,23 @@ def processors_of(
         return []
     from transformers.generation import logits_process
 
-    return [getattr(logits_process, name)(**settings) for name, settings in wanted]
+    made: dict[str, Processor] = {name: getattr(logits_process, name)(**settings) for name, settings in wanted}
+    penalty = made.get("RepetitionPenaltyLogitsProcessor")
+    if penalty is not None and attention_mask is not None:
+        made["RepetitionPenaltyLogitsProcessor"] = _without_padding(penalty, attention_mask.int().argmax(dim=1))
+    return [*made.values()]
+
+
+def _without_padding(penalty: Processor, first: Int[Tensor, "batch"]) -> Processor:
+    """A penalty for which padding is the row's first token once more, so that it forbids nothing that is not there."""
+
+    def process(
+        ids: Int[Tensor, "batch total"], scores: Float[Tensor, "batch d_vocab"]
+    ) -> Float[Tensor, "batch d_vocab"]:
+        is_text = torch.arange(ids.shape[1], device=ids.device) >= first[:, None]
+        return penalty(ids.where(is_text, ids.gather(1, first[:, None])), scores)
+
+    return process
 
 
 def stop_check_of(options: Options, tokenizer: Any) -> StopCheck | None:
@@ -52,13 +68,11 @@ def ends_of(options: Options, tokens: Tensor) -> Int[Tensor, "end"] | None:
     return torch.tensor(options.eos_token_id, device=tokens.device) if options.eos_token_id else None
 
 
-def _of_the_text(options: Options, tokens: Tensor, attention_mask: Tensor | None) -> Wanted:
+def _of_the_text(options: Options) -> Wanted:
     if options.sequence_bias is not None:
         yield "SequenceBiasLogitsProcessor", {"sequence_bias": options.sequence_bias}
     if options.repetition_penalty not in (None, 1):
-        padded = attention_mask is not None and not bool(attention_mask.all())
-        first = {"prompt_ignore_length": attention_mask.int().argmax(dim=1)} if padded else {}  # type: ignore[union-attr]
-        yield "RepetitionPenaltyLogitsProcessor", {"penalty": options.repetition_penalty, **first}
+        yield "RepetitionPenaltyLogitsProcessor", {"penalty": options.repetition_penalty}
     if options.no_repeat_ngram_size:
         yield "NoRepeatNGramLogitsProcessor", {"ngram_size": options.no_repeat_ngram_size}
 

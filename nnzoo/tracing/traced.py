@@ -15,7 +15,8 @@ from torch import Tensor
 from nnzoo.envoys.answers import answer
 from nnzoo.envoys.whole import WholeModel
 from nnzoo.generation import Decoder, Options, adopt, fork, options_for, run, streamed
-from nnzoo.prompts import KEYWORDS, Prompt, Reader, read_prompt
+from nnzoo.prompt_names import KEYWORDS
+from nnzoo.prompts import Prompt, Reader, read_prompt
 from nnzoo.tracing.edit_files import load_edits, save_edits
 from nnzoo.tracing.editing import EditTracer
 from nnzoo.tracing.edits import Edit

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nnzoo.architectures.activation_cache import Recorder
-from nnzoo.architectures.hooks import Handle
+from nnzoo.architectures.hooks import Handle, pairs_of
 from nnzoo.architectures.slices import at_positions
 from nnzoo.transformer_lens.hook_points import HookFunction, HookPoint, LensHandle, LensPoint
 from nnzoo.transformer_lens.slices import SliceInput, positions_of
@@ -180,7 +180,7 @@ class HookedRootModule(nn.Module):
         self.context_level += 1
         try:
             for hooks, dir in ((fwd_hooks, "fwd"), (bwd_hooks, "bwd")):
-                for name, fn in hooks:
+                for name, fn in pairs_of(hooks, f"{dir}_hooks"):
                     points = self.points_named(name)
                     handles += [point.add_hook(fn, dir, level=self.context_level) for point in points]
             yield self

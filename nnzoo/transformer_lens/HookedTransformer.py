@@ -36,6 +36,7 @@ from nnzoo.transformer_lens.parts import modules_of, parts_of
 from nnzoo.transformer_lens.past_key_value_caching import TransformerLensKeyValueCache
 from nnzoo.transformer_lens.refactoring import refactor_factored_attn_matrices
 from nnzoo.transformer_lens.weights import Weights
+from nnzoo.weights.devices import usable
 
 PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 # hook points that nnzoo has and TransformerLens has not: reached by their names, left out of its lists
@@ -88,7 +89,7 @@ class HookedTransformer(Weights, Flags, Generating, HookedRootModule):  # type: 
         if tokenizer is not None and self.cfg.d_vocab == -1:
             self.cfg.d_vocab = self.cfg.d_vocab_out = max(tokenizer.get_vocab().values()) + 1
         native = build_native(self.cfg)
-        self._adopt(native.to(self.cfg.device) if move_to_device else native)
+        self._adopt(native.to(usable(self.cfg.device)) if move_to_device else native)
         if self.cfg.init_weights:
             self.init_weights()
         if tokenizer is None and named is not None:
@@ -140,7 +141,7 @@ class HookedTransformer(Weights, Flags, Generating, HookedRootModule):  # type: 
         native = _processed(native, center_writing_weights, refactor_factored_attn_matrices, **steps)
         cfg = cfg_of(native.config, str(model_name), fold_ln=fold_ln, device=device, dtype=dtype)
         cfg.default_prepend_bos = True if default_prepend_bos is None else default_prepend_bos
-        model = cls._of(native.to(cfg.device) if move_to_device else native, cfg)
+        model = cls._of(native.to(usable(cfg.device)) if move_to_device else native, cfg)
         model._padding_side = default_padding_side
         if tokenizer is not None:
             model.set_tokenizer(tokenizer, default_padding_side)
@@ -278,7 +279,7 @@ class HookedTransformer(Weights, Flags, Generating, HookedRootModule):  # type: 
         if isinstance(device_or_dtype, torch.dtype):
             self.cfg.dtype = device_or_dtype
         else:
-            self.cfg.device = device_or_dtype
+            self.cfg.device = usable(device_or_dtype)
         self.native.to(device_or_dtype)
         return self
 

@@ -4,12 +4,13 @@
 is here, so that its users' dicts are taken; what no family of nnzoo has is refused by name when a model is built.
 """
 
-import inspect
+import difflib
 import math
 import pprint
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,27 @@ import torch
 from nnzoo.architectures.toy import TOY_ACTIVATIONS
 
 
+def _naming_what_is_no_field(cls: Any) -> Any:
+    """A dataclass whose constructor says which field was most likely meant by one that there is not."""
+    init: Callable[..., None] = cls.__init__
+    known = [field.name for field in fields(cls)]
+
+    @wraps(init)
+    def checked(self: Any, *args: Any, **given: Any) -> None:
+        for name in sorted(given.keys() - known):
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise TypeError(f"{cls.__name__} has no field {name!r}{hint}")
+        init(self, *args, **given)
+
+    cls.__init__ = checked
+    return cls
+
+
+@_naming_what_is_no_field
 @dataclass(repr=False)
 class HookedTransformerConfig:
-    """The sizes and choices of a model.
+    """The sizes and choices of a model. Raises TypeError, with the nearest name, for a field that there is not.
 
     >>> cfg = HookedTransformerConfig(d_model=64, d_head=16, n_layers=2, n_ctx=32, d_vocab=100, act_fn="gelu_new")
     >>> cfg.n_heads, cfg.d_mlp, cfg.default_prepend_bos
@@ -154,9 +173,7 @@ class HookedTransformerConfig:
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> "HookedTransformerConfig":
-        """A config of a dict of fields; TypeError, by name, for what is none."""
-        if unknown := config_dict.keys() - inspect.signature(cls).parameters.keys():
-            raise TypeError(f"HookedTransformerConfig has no field {', '.join(sorted(unknown))}")
+        """A config of a dict of fields."""
         return cls(**config_dict)
 
     def to_dict(self) -> dict[str, Any]:

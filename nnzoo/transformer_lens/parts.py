@@ -45,7 +45,7 @@ class Part:
         if not name.startswith(("W_", "b_", "w", "b", "_W_", "_b_")) or not isinstance(getattr(self, name), Tensor):
             raise AttributeError(
                 f"{type(self).__name__}.{name} cannot be replaced: the model runs its own parts. Weights can be set, "
-                "and hooks change what passes"
+                "and a hook can give back what another module computes, at hook_mlp_out for example"
             )
         put(name, getattr(self, name), value)
 
