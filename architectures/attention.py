@@ -64,8 +64,8 @@ def span_of(
     Raises ContextLengthError where a prompt is longer than `n_ctx`.
     """
     if isinstance(cache, FixedCache):
-        positions, mask = cache.advance()
-        return Span(positions=positions, causal=False, mask=mask, blind=None, cache=cache, seen=None)
+        place, visible = cache.advance()
+        return Span(positions=place, causal=False, mask=visible, blind=None, cache=cache, seen=None)
     (batch, n_pos), past = tokens.shape, cache.length if cache else 0
     if cache:
         cache.check_batch(batch)

@@ -35,7 +35,10 @@ class FixedCache(KVCache):
         self.layers = cache.layers  # the very same: what is counted here is counted there
         self._buffers = [layer.buffers for layer in self.layers]
         for keys, values in self._buffers:
-            for buffer in (keys, values):  # what is hidden counts nothing times, which is nothing of all numbers but NaN
+            for buffer in (
+                keys,
+                values,
+            ):  # what is hidden counts nothing times, which is nothing of all numbers but NaN
                 buffer[:, self.layers[0].used :] = 0
         self._length = -1  # of the cache, where this stands
         keys = self._buffers[0][0]

@@ -7,6 +7,7 @@ and what lies between such parts is recorded, a stretch each.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -83,31 +84,34 @@ class Recorded:
         """What of the next step can be replayed, by the part with which it begins; nothing, or the beginning too."""
         if not (self._is_sound and tokens.shape[1] == 1 and 0 < self._cache.length < self._model.max_tokens):
             return {}
-        if not is_plain():
+        if not is_plain(tokens.device):
             return {}
         outside, before = self._listeners.parts(), self._before
         self._before = outside
-        if BEGIN in outside or not self._has_room():
+        fixed = self._fixed_cache()
+        if BEGIN in outside or not fixed.fits:
             return {}
         if outside not in self._found:
             if outside != before:
                 return {}
-            self._found[outside] = self._rehearsed(tokens, outside)
-        self._fixed.sync()
+            self._found[outside] = self._rehearsed(fixed, tokens, outside)
+        fixed.sync()
         return self._found[outside]
 
-    def _has_room(self) -> bool:
-        """Whether the next token finds its place in the buffers; recordings that wrote into others are dropped."""
+    def _fixed_cache(self) -> FixedCache:
+        """The cache's buffers as they are now; recordings that wrote into others are dropped."""
         if self._fixed is None or not self._fixed.fits:
             self._found = {}
             self._fixed = FixedCache(self._cache, self._model.window)
-        return self._fixed.fits
+        return self._fixed
 
-    def _rehearsed(self, tokens: Int[Tensor, "batch 1"], outside: tuple[int, ...]) -> dict[int, Stretch]:
+    def _rehearsed(
+        self, fixed: FixedCache, tokens: Int[Tensor, "batch 1"], outside: tuple[int, ...]
+    ) -> dict[int, Stretch]:
         """The stretches between some parts, recorded and found right; nothing, and a warning, where that fails."""
         length = self._cache.length
         try:
-            return self._recorded(tokens, outside)
+            return self._recorded(fixed, tokens, outside)
         except RuntimeError as error:
             self._is_sound = False
             warn(f"the steps of this generation run one kernel after the other, since recording them failed: {error}")
@@ -115,34 +119,34 @@ class Recorded:
         finally:
             self._cache.rewind(0, length)
 
-    def _recorded(self, tokens: Int[Tensor, "batch 1"], outside: tuple[int, ...]) -> dict[int, Stretch]:
+    def _recorded(
+        self, fixed: FixedCache, tokens: Int[Tensor, "batch 1"], outside: tuple[int, ...]
+    ) -> dict[int, Stretch]:
         length, x, found = self._cache.length, tokens, {}
-        usual, fixed = Way(self._model, self._cache), Way(self._model, self._fixed)
+        usual, way = Way(self._model, self._cache), Way(self._model, fixed)
         usual.enter(tokens)
-        self._fixed.sync()  # to warm up it writes where the token goes, and nowhere else
+        fixed.sync()  # to warm up it writes where the token goes, and nowhere else
         for start, stop in between(outside, len(self._model.blocks)):
             # what lies between the stretches is left out: any numbers will do to compare with
-            stretch = found[start] = self._stretch(fixed, x, start, stop)
+            own = x.clone()
+            replay, output = self._record(partial(way.go, own, start, stop))
+            found[start] = Stretch(start, stop, own, replay, output, fixed)
             if start == BEGIN:
-                self._fixed.sync()  # recording has moved it on
-            replayed = stretch(x)
+                fixed.sync()  # recording has moved it on
+            replayed = found[start](x)
             self._cache.rewind(0, length)
             x = usual.go(x, start, stop)
-            _compare(replayed, x)
             self._cache.rewind(0, length)
+            _compare(replayed, x)
         return found
-
-    def _stretch(self, way: Way, x: Tensor, start: int, stop: int) -> Stretch:
-        own = x.clone()
-        replay, output = self._record(lambda: way.go(own, start, stop))
-        return Stretch(start, stop, own, replay, output, self._fixed)
 
 
 def _compare(replayed: Tensor, usual: Tensor) -> None:
     """Raise RuntimeError unless two results are the same, as far as kernels that add up in another order agree."""
-    error = float((replayed.double() - usual.double()).norm() / usual.double().norm())
-    if not error <= TOLERANCE.get(usual.dtype, 0.1):
-        raise RuntimeError(f"the replay gives other numbers, off by {error:.2g} of the usual step's norm")
+    a, b = (x.double().nan_to_num(nan=1e30) for x in (replayed, usual))
+    error, norm = float((a - b).norm()), float(b.norm())
+    if not error <= TOLERANCE.get(usual.dtype, 0.1) * norm:
+        raise RuntimeError(f"a replay gives other numbers, off by {error:.2g} where their norm is {norm:.2g}")
 
 
 def recorded(model: HookedModel, cache: KVCache, new_tokens: int) -> Recorded | None:

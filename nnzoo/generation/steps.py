@@ -5,8 +5,10 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules import module as pytorch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.kv_cache import KVCache
@@ -52,9 +54,9 @@ class Listeners:
     """
 
     def __init__(self, model: HookedModel) -> None:
-        self._parts = {BEGIN: [], **{i: [] for i in range(len(model.blocks) + 1)}}
-        self._foreign = set()
         last = len(model.blocks)
+        self._parts: dict[int, list[Collection]] = {part: [] for part in range(BEGIN, last + 1)}
+        self._foreign: set[int] = set()
         for name, point in model.hook_points.items():
             self._parts[_part(name, last)].append(point.hooks)
         for name, module in model.named_modules():
@@ -63,7 +65,7 @@ class Listeners:
                 if not type(module).__module__.startswith(KNOWN) or "forward" in vars(module):
                     self._foreign.add(_part(name, last))
         self._parts[BEGIN] += [pytorch._global_forward_hooks, pytorch._global_forward_pre_hooks]
-        self._all: list[Collection] = [one for part in self._parts.values() for one in part]
+        self._all = [one for part in self._parts.values() for one in part]
 
     def parts(self) -> tuple[int, ...]:
         """The parts where there are any now, in order."""
@@ -91,12 +93,13 @@ def between(parts: tuple[int, ...], n_blocks: int) -> Iterator[tuple[int, int]]:
             yield before + 1, after
 
 
-def is_plain() -> bool:
+def is_plain(device: torch.device) -> bool:
     """Whether nothing is on that looks into operations, or changes them, or follows them for gradients."""
     return (
         not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled()
+        and not torch.is_autocast_enabled(device.type)
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
     )
