@@ -1,5 +1,6 @@
 """A stand-in for a CUDA graph: what it records it repeats operation by operation, and nothing of Python in between."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,7 +64,8 @@ def record(work: Callable[[], Tensor]) -> Recording:
 
 @contextmanager
 def taped() -> Iterator[type[Tape]]:
-    """Inside the `with` the CPU records steps, and counts."""
+    """Inside the `with` the CPU records steps, and counts; a warning that this has failed is an error."""
     Tape.made = Tape.replays = 0
-    with patch.dict(RECORDERS, {"cpu": lambda device: record}):
+    with patch.dict(RECORDERS, {"cpu": lambda device: record}), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
         yield Tape
