@@ -132,15 +132,16 @@ def attend(
     if layer.hook_attn_scores.hooks or layer.hook_pattern.hooks:
         return layer.hook_z(_explicit(layer, q, k, v, span, scale))
     # heads that share their keys ask as one head does at several positions: no kernel has to know of groups
-    one = span.n_pos == 1 and q.shape[2] != k.shape[2]
-    q = q.unflatten(2, (k.shape[2], -1))[:, 0] if one else q.transpose(1, 2)
+    batch, n_pos, n_heads, d_head = q.shape
+    one = n_pos == 1 and n_heads != k.shape[2]
+    q = q.reshape(batch, k.shape[2], -1, d_head) if one else q.transpose(1, 2)
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     z = nn.functional.scaled_dot_product_attention(
         q,
         k,
         v,
         attn_mask=span.mask,
-        is_causal=True if span.causal and span.n_pos > 1 else False,  # noqa: SIM210  torch.compile: no symbol, a bool
+        is_causal=True if span.causal and n_pos > 1 else False,  # noqa: SIM210  torch.compile: no symbol, a bool
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
