@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from families import N_CTX, PLAIN, error, folder, ids, ours, prompt
 from nnzoo import LanguageModel
+from nnzoo.architectures.attention import ContextLengthError
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import Edit
 from nnzoo.generation import generate
@@ -142,6 +143,16 @@ def test_a_prompt_of_one_token_and_a_text_as_long_as_the_context():
     with taped() as tapes:
         agree(decoded(model, tokens, max_new_tokens=N_CTX - 1), usual)
     assert tapes.replays == usual.steps - 1
+
+
+def test_a_text_longer_than_the_context_is_refused_as_ever():
+    model, tokens = ours("gpt2", "default"), prompt(1, N_CTX - 8)
+    with taped() as tapes, torch.no_grad(), pytest.raises(ContextLengthError, match="65 tokens"):
+        cache = model.new_cache()
+        steps = recorded(model, cache, NEW)
+        while True:
+            tokens = steps.next_logits(model, tokens, None, cache).argmax(dim=-1)[:, None]
+    assert tapes.replays == 8 and cache.length == N_CTX
 
 
 def test_padding_behind_a_prompt_is_hidden_too():
