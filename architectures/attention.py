@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from nnzoo.architectures.fixed_cache import FixedCache
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
 
@@ -62,6 +63,9 @@ def span_of(
 
     Raises ContextLengthError where a prompt is longer than `n_ctx`.
     """
+    if isinstance(cache, FixedCache):
+        place, visible = cache.advance()
+        return Span(positions=place, causal=False, mask=visible, blind=None, cache=cache, seen=None)
     (batch, n_pos), past = tokens.shape, cache.length if cache else 0
     if cache:
         cache.check_batch(batch)
@@ -127,16 +131,21 @@ def attend(
     """What each head of `layer` gathers for each query."""
     if layer.hook_attn_scores.hooks or layer.hook_pattern.hooks:
         return layer.hook_z(_explicit(layer, q, k, v, span, scale))
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    # heads that share their keys ask as one head does at several positions: no kernel has to know of groups
+    batch, n_pos, n_heads, d_head = q.shape
+    one = n_pos == 1 and n_heads != k.shape[2]
+    q = q.reshape(batch, k.shape[2], -1, d_head) if one else q.transpose(1, 2)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
     z = nn.functional.scaled_dot_product_attention(
         q,
         k,
         v,
         attn_mask=span.mask,
-        is_causal=True if span.causal and span.n_pos > 1 else False,  # noqa: SIM210  torch.compile: no symbol, a bool
+        is_causal=True if span.causal and n_pos > 1 else False,  # noqa: SIM210  torch.compile: no symbol, a bool
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
-    ).transpose(1, 2)
+    )
+    z = z.flatten(1, 2)[:, None] if one else z.transpose(1, 2)
     if span.blind is not None:
         z = z.masked_fill(span.blind[:, :, None, None], 0)  # kernels differ in what they give for such a row
     return layer.hook_z(z)

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+ROOM = 64  # tokens: buffers are multiples of it, as attention's kernels on a graphics card want them
+
 
 class KVCache:
     """Keys (after rotary) and values of every layer, and which of the tokens read were padding.
@@ -19,35 +21,35 @@ class KVCache:
     def __init__(self, n_layers: int) -> None:
         self.mask: Bool[Tensor, "batch seen"] | None = None  # False: padding. None: no token was
         self.oldest = 0  # the first token that anybody may still look at: a sliding window moves it on
-        self._layers = [LayerCache() for _ in range(n_layers)]
+        self.layers = [LayerCache() for _ in range(n_layers)]
 
     def append(
         self, layer: int, k: Float[Tensor, "batch pos kv_head d_head"], v: Float[Tensor, "batch pos kv_head d_head"]
     ) -> tuple[Float[Tensor, "batch key_pos kv_head d_head"], Float[Tensor, "batch key_pos kv_head d_head"]]:
         """Add a pass's keys and values to a layer; what comes back are all from `oldest` on."""
-        return self._layers[layer].append(k, v, self.oldest)
+        return self.layers[layer].append(k, v, self.oldest)
 
     def first(
         self, layer: int, length: int
     ) -> tuple[Float[Tensor, "batch pos kv_head d_head"], Float[Tensor, "batch pos kv_head d_head"]]:
         """A layer's keys and values of the first `length` tokens, where none has left the window."""
-        return self._layers[layer].first(length)
+        return self.layers[layer].first(length)
 
     def rewind(self, layer: int, length: int) -> None:
         """Forget what the blocks from `layer` on have read after the first `length` tokens."""
-        for one in self._layers[layer:]:
+        for one in self.layers[layer:]:
             one.rewind(length)
 
     def check_batch(self, batch: int) -> None:
         """Raise ValueError if the cache was filled with another number of prompts."""
-        filled = self._layers[0].batch
+        filled = self.layers[0].batch
         if self.length and filled != batch:
             raise ValueError(f"this cache was filled with a batch of {filled}, and now gets one of {batch}")
 
     @property
     def length(self) -> int:
         """Tokens read so far. Raises RuntimeError if a pass stopped half-way and left the layers at odds."""
-        lengths = [layer.seen for layer in self._layers]
+        lengths = [layer.seen for layer in self.layers]
         if len(set(lengths)) > 1:
             raise RuntimeError(
                 f"the blocks of this cache have keys of {lengths} tokens: a pass that filled it stopped half-way. "
@@ -67,6 +69,19 @@ class LayerCache:
     @property
     def batch(self) -> int:
         return len(self._k)
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """All of the memory for keys and values, [batch capacity kv_head d_head]; the first `used` are filled."""
+        return self._k, self._v
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    def count(self) -> None:
+        """Take the token that follows in the buffers, written by somebody else, for appended."""
+        self._used, self.seen = self._used + 1, self.seen + 1
 
     def append(self, k: Tensor, v: Tensor, oldest: int) -> tuple[Tensor, Tensor]:
         self._make_room(k, oldest)
@@ -96,7 +111,7 @@ class LayerCache:
         if self._used + n_pos <= self._k.shape[1]:
             return
         keep = min(self._used, self.seen - oldest)
-        capacity = max(2 * (keep + n_pos), 64)
+        capacity = ROOM * (2 * (keep + n_pos) // ROOM + 1)
         self._k, self._v = (self._moved(old, keep, capacity) for old in (self._k, self._v))
         self._used = keep
 

@@ -26,11 +26,12 @@ class Size:
     n_ctx: int = 1024
     n_kv_heads: int | None = None  # None: n_heads
 
-    def folder(self, home: Path) -> Path:
-        """Its checkpoint below `home`, written if it is not there."""
-        path = home / f"{self.name} {self.n_layers}x{self.d_model}".replace(" ", "-").lower()
+    def folder(self, home: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Path:
+        """Its checkpoint below `home`, made on a device and written if it is not there."""
+        kind = "" if dtype == torch.float32 else f" {dtype}".replace("torch.", "")
+        path = home / f"{self.name} {self.n_layers}x{self.d_model}{kind}".replace(" ", "-").lower()
         if not (path / "tokenizer.json").exists():  # written last
-            _write(self, path)
+            _write(self, path, device, dtype)
         return path
 
 
@@ -53,12 +54,14 @@ def default_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nnzoo-benchmarks"
 
 
-def _write(size: Size, path: Path) -> None:
+def _write(size: Size, path: Path, device: str, dtype: torch.dtype) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(size.family, bos_token_id=None, eos_token_id=None, **_settings(size))
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.save_pretrained(path)
     _write_tokenizer(path)
 
 

@@ -48,6 +48,8 @@ def _seconds(work: Callable[[], object], repeat: int) -> float:
     # with one thread, its own time on the processor: other programs cannot stretch that
     on_gpu = torch.cuda.is_initialized()
     clock = time.thread_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
+    if on_gpu:
+        torch.cuda.synchronize()  # what was asked for before is not this work
     start = clock()
     for _ in range(repeat):
         work()

@@ -27,7 +27,7 @@ class Pair:
 
     @cached_property
     def folder(self) -> Path:
-        return self.size.folder(self.setup.home)
+        return self.size.folder(self.setup.home, self.setup.device, self.setup.dtype)
 
     @cached_property
     def language_model(self) -> LanguageModel:

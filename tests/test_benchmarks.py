@@ -11,7 +11,12 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks import patching
+from benchmarks import generating, patching
+from benchmarks.ceilings import Products
+from benchmarks.folders import MINIATURES
+from benchmarks.measure import ONCE
+from benchmarks.models import Pair
+from benchmarks.setup import Setup
 from layout import ROOT
 
 SECTIONS = {
@@ -89,3 +94,12 @@ def test_sweeps_that_give_other_numbers_are_no_comparison(offset):
 
 def test_the_page_has_no_other_sections(page):
     assert re.findall(r"^## (.*)$", page, flags=re.MULTILINE) == list(SECTIONS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_further_token_is_compared_with_reading_the_weights(home, dtype):
+    setup = Setup(home, effort=ONCE, dtype=dtype)
+    row = generating.of_reading(Pair(MINIATURES[0], setup), 1, setup)
+    weights = 2 * (16 * 48 + 16 * 16 + 2 * 16 * 32) + 16 * 100
+    assert Products(Pair(MINIATURES[0], setup).ours, 1).n_bytes == weights * dtype.itemsize
+    assert "weights read once" in row.other and row.target == "<= 1.5x"

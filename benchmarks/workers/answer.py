@@ -12,7 +12,7 @@ import torch
 
 SAMPLE, LONG = 0.02, 2.0  # as in benchmarks/measure.py
 DEVICE, DTYPE = os.environ.get("BENCHMARK_DEVICE", "cpu"), getattr(torch, os.environ.get("BENCHMARK_DTYPE", "float32"))
-NEW = 32  # as in benchmarks/generating.py
+NEW = 32 if DEVICE == "cpu" else 128  # as in benchmarks/generating.py
 
 
 def serve(works):
@@ -46,6 +46,8 @@ def sample(work):
 def seconds(work, repeat):
     on_gpu = torch.cuda.is_initialized()
     clock = time.thread_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
+    if on_gpu:
+        torch.cuda.synchronize()
     start = clock()
     for _ in range(repeat):
         work()

@@ -55,7 +55,7 @@ class Decoder:
         self._processors = processors_of(options, tokens, attention_mask)
         self._stops = stop_check_of(options, tokenizer)
         self._ends = ends_of(options, tokens)
-        self._going = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)  # rows that have not ended
+        self._ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)  # rows
         self._chosen = [tokens]  # what `ids` is put together from
         self.stream: Any = None  # a nnzoo.generation.Stream, which hears of each step
 
@@ -86,7 +86,7 @@ class Decoder:
             return torch.full_like(self.tokens[:, 0], self.options.padding)
         new = self._pick(logits.detach())
         if self._ends is not None:
-            new = torch.where(self._going, new, self.options.padding)
+            new = new.masked_fill(self._ended, self.options.padding)
         self._chosen.append(new[:, None])
         self.steps += 1
         self._end_rows(new)
@@ -119,9 +119,9 @@ class Decoder:
 
     def _end_rows(self, new: Tensor) -> None:
         if self._ends is not None:
-            self._going = self._going & (new[:, None] != self._ends).all(dim=-1)
+            self._ended = self._ended | (new[:, None] == self._ends).any(dim=-1)
         if self._stops is not None:
-            self._going = self._going & ~self._stops(self.ids, None)
+            self._ended = self._ended | self._stops(self.ids, None)
         ended = self.steps >= self.options.max_new_tokens
         may_end = self._ends is not None or self._stops is not None
-        self.done = ended or (may_end and not bool(self._going.any()))  # the one look at a value in a step
+        self.done = ended or (may_end and bool(self._ended.all()))  # the one look at a value in a step

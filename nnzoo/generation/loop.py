@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from nnzoo.architectures.hooked_model import HookedModel
-from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.generation.decoder import Decoder
 from nnzoo.generation.options import Options
+from nnzoo.generation.recorded import recorded
+from nnzoo.generation.steps import next_logits
 from nnzoo.generation.streaming import streamed
 
 
@@ -70,19 +71,11 @@ def positions_of(model: HookedModel) -> int:
 def run(model: HookedModel, decoder: Decoder) -> None:
     """Let the decoder choose, until it is done."""
     cache, tokens, mask = model.new_cache(), decoder.tokens, decoder.attention_mask
+    steps = recorded(model, cache, decoder.options.max_new_tokens)
+    follow = next_logits if steps is None else steps.next_logits
     # a tenth faster, but what a hook keeps of it could not take part in a loss
     mode = torch.no_grad if any(point.hooks for point in model.hook_points.values()) else torch.inference_mode
     while not decoder.done:
         with mode():
-            logits = next_logits(model, tokens, mask, cache)
+            logits = follow(model, tokens, mask, cache)
         tokens, mask = decoder.choose(logits)[:, None], None  # what was generated is no padding
-
-
-def next_logits(
-    model: HookedModel, tokens: Int[Tensor, "batch new"], mask: Bool[Tensor, "batch new"] | None, cache: KVCache
-) -> Float[Tensor, "batch d_vocab"]:
-    """What follows the last token of each row; only that position is unembedded."""
-    x, span = model.begin(tokens, mask, cache)
-    for block in model.blocks:
-        x = block(x, span)
-    return model.finish(x[:, -1:])[:, -1]

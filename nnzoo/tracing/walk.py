@@ -16,6 +16,8 @@ from torch import Tensor
 
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import HookPoint, Listener
+from nnzoo.generation.recorded import Stretch, recorded
+from nnzoo.generation.steps import BEGIN as BEGINNING
 from nnzoo.tracing.batch import Batch
 from nnzoo.tracing.graph import (
     AFTER,
@@ -84,6 +86,8 @@ class Walk:
         self._span: Any = None
         self.decoders = {i: i.decoder.copy() for i in invokes if i.decoder is not None}
         self._cache = model.new_cache() if self.decoders else None
+        longest = max((decoder.options.max_new_tokens for decoder in self.decoders.values()), default=0)
+        self._recorded = None if self._cache is None else recorded(model, self._cache, longest)
         self._hooks_at: dict[int, list[str]] = {}  # of each step, where somebody listens
         self._blocks = list(model.blocks)
         self._busy = False
@@ -161,6 +165,8 @@ class Walk:
 
     def _through_blocks(self) -> Tensor:
         if self._layer is None:
+            if self._recorded is not None and (stretches := self._recorded.stretches(self._tokens)):
+                return self._through_stretches(stretches)
             self._x, self._span = self.model.begin(self._tokens, self._mask, self._cache)
             self._layer = 0
             self._leave()
@@ -176,6 +182,23 @@ class Walk:
         if self._stopped is not None and self._stopped.hook == LOGITS:
             return self._go_on(self._stopped)
         return self._finish(self._x)
+
+    def _through_stretches(self, stretches: dict[int, Stretch]) -> Tensor:
+        """A step of which some parts are replayed; where it stops in another, the rest goes the usual way."""
+        first, n_blocks = stretches[BEGINNING], len(self._blocks)
+        if first.stop <= n_blocks:
+            self._span = self.model.span(self._tokens, None, self._cache)
+        self._x, self._layer = first(self._tokens), first.stop
+        while self._layer < n_blocks or self._layer in stretches:
+            stretch = stretches.get(self._layer)
+            if stretch is not None:
+                self._x, self._layer = stretch(self._x), stretch.stop
+                continue
+            self._x = self._blocks[self._layer](self._x, self._span)
+            self._layer += 1
+            if self._kept:
+                self._leave()
+        return self._x if self._layer > n_blocks else self._finish(self._x)
 
     def _past(self, layer: int, x: Tensor) -> Tensor:
         """What leaves a block that need not run."""

@@ -11,8 +11,9 @@ from torch.nn.functional import pad
 
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.generation.decoder import Decoder
-from nnzoo.generation.loop import next_logits
 from nnzoo.generation.options import Options
+from nnzoo.generation.recorded import recorded
+from nnzoo.generation.steps import next_logits
 from nnzoo.transformer_lens.sampling import sample_logits
 from nnzoo.transformer_lens.tensors import get_attention_mask
 from nnzoo.transformer_lens.tokenizing import Tokenizing
@@ -38,9 +39,11 @@ class LensDecoder(Decoder):
 def steps(model: HookedModel, decoder: LensDecoder, cached: bool) -> Iterator[Int[Tensor, "batch"]]:
     """Each step's tokens; without a cache every step reads the whole text again, and hooks see all of it."""
     cache, tokens, mask, start = model.new_cache(), decoder.tokens, decoder.attention_mask, decoder.tokens.shape[1]
+    replayed = recorded(model, cache, decoder.options.max_new_tokens)
+    follow = next_logits if replayed is None else replayed.next_logits
     while not decoder.done:
         if cached:
-            new = decoder.choose(next_logits(model, tokens, mask, cache))
+            new = decoder.choose(follow(model, tokens, mask, cache))
             tokens, mask = new[:, None], None
         else:
             seen = None if mask is None else pad(mask, (0, decoder.ids.shape[1] - start), value=True)
