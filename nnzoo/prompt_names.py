@@ -18,6 +18,7 @@ _DECODER = "these models read one sequence, and no encoder's"
 _ENCODE = 'tokenise first: model.trace(model.tokenizer(text, ..., return_tensors="pt"))'
 _OF_TEXT = "it tells of the text, and a model has no use for it: leave it out"
 _MESSAGES = "a conversation is a list of messages, of one message too: model.trace([message])"
+_STEPS = "a trace is of one pass; a generation is one by itself: with model.generate(prompt, max_new_tokens=...)"
 # keywords of transformers that are no prompt's: the values at which they change nothing, and what to do for others
 ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_cache": ((True, False), "it is True or False, and gives the same values either way"),
@@ -32,6 +33,7 @@ ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     **dict.fromkeys(("truncation", "max_length", "padding", "add_special_tokens", "return_tensors"), ((), _ENCODE)),
     **dict.fromkeys(("offset_mapping", "special_tokens_mask"), ((), _OF_TEXT)),
     **dict.fromkeys(("messages", "role", "content"), ((), _MESSAGES)),
+    **dict.fromkeys(("max_new_tokens", "do_sample", "temperature", "top_k", "top_p"), ((), _STEPS)),
 }
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch computes next to nothing with them
 

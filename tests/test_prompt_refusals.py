@@ -66,6 +66,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], Mapping[str, Any], list[str]]] = {
     "cache": (([1],), {"past_key_values": object()}, ["past_key_values=", "model._model(ids, cache=...)"]),
     "logits_to_keep": (([1],), {"logits_to_keep": 1}, ["logits_to_keep=1", "model.output[:, -1:]"]),
     "heads": (([1],), {"head_mask": torch.ones(3, 4)}, ["head_mask=", "attn.hook_z"]),
+    "steps": (([1],), {"max_new_tokens": 3}, ["max_new_tokens=3", "model.generate(prompt"]),
     "encoder": (([1],), {"encoder_hidden_states": EMBEDS}, ["encoder_hidden_states=", "one sequence"]),
     "truncation": (([1],), {"truncation": True}, ["truncation=True", "model.tokenizer(text"]),
     "offsets": (({"input_ids": [1], "offset_mapping": [(0, 1)]},), {}, ["offset_mapping=", "leave it out"]),
