@@ -37,8 +37,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     MKL, which PyTorch asks for it, makes no use of AVX-512 on processors that are not Intel's; oneDNN does, and takes
     0.7 to 0.9 of the time. PyTorch's way to it knows no gradients and no transforms, so it is taken without them only,
-    and not where `torch.backends.mkldnn.flags(enabled=False)` says so. Rounding errors are about twice MKL's, 1e-7 of
-    the largest value on average.
+    and not where `torch.backends.mkldnn.flags(enabled=False)` says so. Rounding errors are two to three times MKL's,
+    1e-7 of the largest value on average.
     """
     if weight.numel() >= SMALL and not torch.is_grad_enabled() and _ours(x, weight, bias):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
