@@ -51,7 +51,7 @@ def details_of(envoy: "Envoy") -> str:
 def sizes_of(envoy: "Envoy") -> dict[str, Any]:
     """The numbers that transformers keeps at a module as attributes."""
     node = envoy._node
-    if node.is_native or node.entry is None:
+    if node.is_native or node.entry is None or not hasattr(type(envoy._root), "skeleton"):  # of a stored cache: names
         return {}
     return sizes(node.entry.kind, _shapes(envoy), envoy._root.config, envoy._layer)
 

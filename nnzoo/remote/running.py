@@ -79,11 +79,10 @@ def answers(
         while waiting:
             group = waiting.popleft()
             found = _run(group, model, limits, report)
+            yield from found or ()
             check_usable(model.device)
-            if found is None:  # it, or another of them, had an error: each alone, and from its beginning
+            if found is None:  # one of them had an error, or several: each alone, and from its beginning
                 waiting.extendleft([read(job.number, job.data, model, limits)] for job in reversed(group))
-            else:
-                yield from found
             if time.monotonic() - begun > turn:
                 break
         left = sorted((job.number for group in waiting for job in group), reverse=True)

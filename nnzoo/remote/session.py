@@ -128,6 +128,7 @@ class SessionTracer(RemoteTracer):
     @property
     def graph(self) -> Graph:
         """The graph of the session, as far as it has come."""
+        self.edits.finish()
         return self._program.graph
 
 

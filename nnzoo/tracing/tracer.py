@@ -324,7 +324,9 @@ class Tracer:
         >>> print(tracer.graph)
         graph of 2 nodes, 1 prompt...
         """
-        self.recorder.keeps_tensors |= self.recorder.open
+        if self.recorder.open:
+            self.recorder.keeps_tensors = True
+            self.edits.finish()
         return Graph.of(self)
 
     # --- many values at once -------------------------------------------------------------------------------------
