@@ -362,7 +362,7 @@ class TestOwnModules:
     @pytest.mark.parametrize(
         ("where", "name", "complaint"),
         [
-            ("transformer.h.1", "mlp", "there already"),
+            ("transformer.h.1", "mlp", "part of the model"),
             ("transformer.h.1", "hook_resid_post", "there already"),
             ("transformer.h.1", "skip", "there already"),
             ("transformer.h.1", "a.b", "no name"),
