@@ -258,6 +258,7 @@ def test_what_a_recording_would_not_hear_of_stays_outside(how, monkeypatch):
     assert len(calls) == NEW and tapes.made == 2
 
 
+@pytest.mark.local("what is recorded is counted in this process")
 @pytest.mark.parametrize("places", [["blocks.1"], ["blocks.0", "blocks.2"]], ids=str)
 def test_a_trace_reads_and_changes_some_blocks_of_recorded_steps(places):
     model = LanguageModel(folder("gpt2", "default"))
@@ -280,6 +281,7 @@ def test_a_trace_reads_and_changes_some_blocks_of_recorded_steps(places):
     assert tapes.made == len(places) + 1 and tapes.replays == tapes.made * (NEW - 1)
 
 
+@pytest.mark.local("what is recorded is counted in this process")
 @pytest.mark.parametrize("look", [4, 9])
 def test_a_look_in_the_middle_of_a_recorded_step(look):
     model = LanguageModel(folder("llama", "default"))
