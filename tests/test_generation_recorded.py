@@ -1,30 +1,22 @@
 """Steps that are recorded and replayed give what the usual ones give; here on the CPU, with a tape for the graph."""
 
 import copy
-from collections.abc import Callable
-from contextlib import ExitStack
-from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from families import N_CTX, PLAIN, error, folder, ids, ours, prompt
 from nnzoo import LanguageModel
 from nnzoo.architectures.attention import ContextLengthError
-from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import Edit
 from nnzoo.generation import generate
-from nnzoo.generation.cuda_graphs import RECORDERS
-from nnzoo.generation.decoder import Decoder
 from nnzoo.generation.loop import options_for, run
-from nnzoo.generation.recorded import WORTH, recorded
+from nnzoo.generation.recorded import recorded
 from nnzoo.weights import load
-from tape import record as tape
+from recorded_steps import NEW, PADDED, TOKENS, Keeping, agree, decoded, listened
 from tape import taped
 
-NEW = 30  # beyond Mistral's window of 7
 MODELS = [
     *PLAIN,
     ("gpt2", "inverse_layer_scale"),
@@ -39,9 +31,6 @@ MODELS = [
     ("mistral", "window=3"),
     ("mistral", "window=null"),
 ]
-TOKENS = prompt(3, 10)
-PADDED = torch.ones(3, 10, dtype=torch.bool)
-PADDED[0, :5], PADDED[2, :2] = False, False
 EOS = (17, 23, 46, 60, 81)
 OPTIONS = {
     "greedy": {},
@@ -50,31 +39,6 @@ OPTIONS = {
     "several": {"do_sample": True, "seed": 3, "num_return_sequences": 2, "eos_token_id": EOS},
     "processed": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "eos_token_id": EOS, "min_new_tokens": 20},
 }
-
-
-class Keeping(Decoder):
-    """A decoder that keeps the logits of each step."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.logits: list[Tensor] = []
-
-    def choose(self, logits: Tensor) -> Tensor:
-        self.logits.append(logits)
-        return super().choose(logits)
-
-
-def decoded(model: HookedModel, tokens: Tensor = TOKENS, mask: Tensor | None = None, **options) -> Keeping:
-    """A decoder that is done; the model gave it its logits without gradients."""
-    decoder = Keeping(options_for(model, tokens, mask, {"max_new_tokens": NEW, **options}, {}), tokens, mask)
-    with torch.no_grad():
-        run(model, decoder)
-    return decoder
-
-
-def agree(a: Keeping, b: Keeping, tolerance: float = 1e-6) -> None:
-    assert torch.equal(a.ids, b.ids)
-    assert error(torch.stack(a.logits), torch.stack(b.logits)) < tolerance
 
 
 # --- nobody listens -----------------------------------------------------------------------------------------------
@@ -163,16 +127,6 @@ def test_padding_behind_a_prompt_is_hidden_too():
 
 
 # --- somebody listens ---------------------------------------------------------------------------------------------
-
-
-def listened(model: HookedModel, places: list[str], **options) -> tuple[Keeping, list[tuple[str, Tensor]]]:
-    """A decoder that is done, and all that was heard."""
-    heard: list[tuple[str, Tensor]] = []
-    with ExitStack() as stack:
-        for place in places:
-            handle = model.hook_points[place].add_reader(lambda value, hook: heard.append((hook.name, value)))
-            stack.callback(handle.remove)
-        return decoded(model, **options), heard
 
 
 @ids(PLAIN)
@@ -304,99 +258,3 @@ def test_a_look_in_the_middle_of_a_recorded_step(look):
         found = traced()
     assert torch.equal(found[0], usual[0]) and torch.equal(found[1], usual[1])
     assert found[2] == pytest.approx(usual[2]) and tapes.replays > NEW
-
-
-# --- where nothing is recorded ------------------------------------------------------------------------------------
-
-
-def fails(device: torch.device) -> Callable:
-    def record(work: Callable[[], Tensor]) -> None:
-        work()
-        raise RuntimeError("CUDA error: out of graphs")
-
-    return record
-
-
-def wrong(device: torch.device) -> Callable:
-    def other(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        replay, output = tape(work)
-        return lambda: (replay(), output.mul_(1.1)), output
-
-    return other
-
-
-@pytest.mark.parametrize(("recorder", "why"), [(fails, "out of graphs"), (wrong, "other numbers, off by")])
-def test_a_recording_that_fails_is_warned_of_and_does_without(recorder, why):
-    model = ours("mistral", "window=7")
-    usual = decoded(model, mask=PADDED)
-    with patch.dict(RECORDERS, {"cpu": recorder}), pytest.warns(UserWarning, match=why) as caught:
-        agree(decoded(model, mask=PADDED), usual, tolerance=1e-12)
-    assert len(caught) == 1 and caught[0].filename == decoded.__code__.co_filename
-
-
-def test_a_step_that_waits_for_the_device_cannot_be_recorded():
-    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
-        tape(lambda: torch.ones(3) * torch.ones(3).sum().item())
-
-
-@pytest.mark.parametrize(
-    "mode",
-    [torch.enable_grad, lambda: torch.autocast("cpu", dtype=torch.bfloat16), lambda: FlopCounterMode(display=False)],
-    ids=["gradients", "autocast", "mode"],
-)
-def test_nothing_is_recorded_under_what_follows_operations(mode):
-    model = ours("gpt2", "default")
-    with taped() as tapes, torch.no_grad(), mode():
-        cache, tokens = model.new_cache(), TOKENS
-        steps = recorded(model, cache, NEW)
-        for _ in range(5):
-            tokens = steps.next_logits(model, tokens, None, cache).argmax(dim=-1)[:, None]
-        assert cache.length == 14 and not tapes.made
-
-
-def test_a_default_device_is_no_reason_to_record_nothing():
-    with taped() as tapes, torch.device("cpu"):
-        decoded(ours("gpt2", "default"))
-    assert tapes.made == 1
-
-
-def test_a_short_text_is_not_worth_a_recording():
-    with taped() as tapes:
-        decoded(ours("gpt2", "default"), max_new_tokens=WORTH - 1)
-        assert not tapes.made
-        decoded(ours("gpt2", "default"), max_new_tokens=WORTH)
-        assert tapes.made == 1
-
-
-def test_without_a_recorder_nothing_is_asked():
-    assert set(RECORDERS) == {"cuda"}
-    assert recorded(ours("gpt2", "default"), ours("gpt2", "default").new_cache(), NEW) is None
-
-
-# --- the device itself --------------------------------------------------------------------------------------------
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
-
-@needs_cuda
-@ids(PLAIN)
-@pytest.mark.parametrize("mask", [None, PADDED], ids=["whole", "padded"])
-@pytest.mark.parametrize("places", [[], ["blocks.1.attn.hook_pattern"]], ids=str)
-def test_cuda_graphs_give_the_usual_steps(family, setting, mask, places, recwarn):
-    model = copy.deepcopy(ours(family, setting)).cuda()
-    mask = None if mask is None else mask.cuda()
-    with patch.dict(RECORDERS, clear=True):
-        usual, expected = listened(model, places, tokens=TOKENS.cuda(), mask=mask)
-    found, heard = listened(model, places, tokens=TOKENS.cuda(), mask=mask)
-    agree(found, usual)
-    assert all(error(a, b) < 1e-6 for (_, a), (_, b) in zip(heard, expected, strict=True))
-    assert not [one for one in recwarn if "one kernel after the other" in str(one.message)]
-
-
-@needs_cuda
-def test_the_memory_of_graphs_goes_with_the_generation():
-    model = copy.deepcopy(ours("gpt2", "default")).cuda()
-    decoded(model, TOKENS.cuda())
-    before = torch.cuda.memory_allocated()
-    decoded(model, TOKENS.cuda())
-    assert torch.cuda.memory_allocated() == before

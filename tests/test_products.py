@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no such operator"
 )
 D_IN, D_OUT = 512, 640
+TIMES = 2.5 if products._faster() else 4  # MKL's rounding errors; it is more exact on processors where it is taken
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +62,7 @@ def test_a_product_is_nearly_as_exact_as_pytorchs(asked: list, x: Callable[[], T
     exact = F.linear(given.double(), weight.double(), None if bias is None else bias.double())
     ours, theirs = linear(given, weight, bias), F.linear(given, weight, bias)
     assert len(asked) == 1 and ours.shape == theirs.shape and ours.stride() == theirs.stride()
-    assert (ours - exact).abs().mean() <= 4 * (theirs - exact).abs().mean()  # MKL's depends on the processor
+    assert (ours - exact).abs().mean() <= TIMES * (theirs - exact).abs().mean()
     assert (ours - exact).abs().max() <= 2e-6 * exact.abs().max()
 
 

@@ -75,6 +75,27 @@ assert Own().save() == "own" and not hasattr(None, "save")
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_another_librarys_save_of_every_object_is_heard_of() -> None:
+    code = """
+import ctypes, gc, torch, nnzoo
+nnzoo.LanguageModel("nnzoo/tiny-gpt2")
+heard = []
+def theirs(value):
+    if not running:
+        raise ValueError("save() was called outside a trace")
+    heard.append(value)
+gc.get_referents(object.__dict__)[0]["save"] = theirs
+ctypes.pythonapi.PyType_Modified(ctypes.py_object(object))
+tensor, values = torch.zeros(2), [1]
+running = False
+assert tensor.save() is tensor and values.save() is values and not heard
+running = True
+assert tensor.save() is tensor and values.save() is values
+assert heard[0] is tensor and heard[1] is values
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_a_number_that_was_looked_at_can_be_saved(pair: Pair) -> None:
     with pair.here.trace(PROMPT):
         norm: Any = pair.here.output.norm().item()

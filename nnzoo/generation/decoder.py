@@ -55,7 +55,7 @@ class Decoder:
         self._processors = processors_of(options, tokens, attention_mask)
         self._stops = stop_check_of(options, tokenizer)
         self._ends = ends_of(options, tokens)
-        self._ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)  # rows
+        self._ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)  # of each row
         self._chosen = [tokens]  # what `ids` is put together from
         self.stream: Any = None  # a nnzoo.generation.Stream, which hears of each step
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
@@ -61,10 +62,19 @@ def mount() -> None:
     >>> [1].save(), (2).save()
     ([1], 2)
     """
-    if hasattr(Tensor, "save"):
+    if "save" in vars(Tensor):
         return
-    setattr(Tensor, "save", save)  # noqa: B010  # mypy knows no other methods of it
+    setattr(Tensor, "save", _method)  # noqa: B010  # mypy knows no other methods of it
     for kind in BUILT_IN:
         (names,) = gc.get_referents(kind.__dict__)  # Python's own types take no new attribute
-        names.setdefault("save", save)
+        names.setdefault("save", _method)
         ctypes.pythonapi.PyType_Modified(ctypes.py_object(kind))
+
+
+def _method(value: T) -> T:
+    """`value.save()`, for nnsight too, which gives one to every object: in the body of its trace it hears of it."""
+    theirs = vars(object).get("save")
+    if theirs is not None:
+        with suppress(ValueError):  # no trace of nnsight's is running
+            theirs(value)
+    return save(value)
