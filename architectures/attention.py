@@ -24,6 +24,7 @@ from torch.compiler import is_compiling
 from nnzoo.architectures.fixed_cache import FixedCache
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
+from nnzoo.architectures.modules import Module
 
 
 @dataclass
@@ -186,7 +187,7 @@ def split_inputs(block: Any, x: Float[Tensor, "batch pos d_model"]) -> dict[str,
     return {name: block.ln1.fused(after[name]) - normed for name in changed}
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """What every family's attention has: its heads, its hook points, and the way from z to the residual stream.
 
     A family adds the projections, `W_Q`, `W_K`, `W_V`, `W_O` and `b_O` in TransformerLens's shapes, and `forward`.

@@ -26,6 +26,7 @@ from nnzoo.architectures.attention import Attention, Span, attend, span_of, spli
 from nnzoo.architectures.hooked_model import HookedModel, Unembed
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
+from nnzoo.architectures.modules import Module
 from nnzoo.architectures.norms import LayerNorm
 from nnzoo.architectures.parameters import quick
 from nnzoo.architectures.products import linear
@@ -57,7 +58,7 @@ class GPT2Config:
 
 
 @quick("weight", "bias")
-class Conv1D(nn.Module):
+class Conv1D(Module):
     """x W + b, with the weight stored [in, out], as in GPT-2's checkpoints."""
 
     def __init__(self, d_in: int, d_out: int) -> None:
@@ -127,7 +128,7 @@ class GPT2Attention(Attention):
         return rearrange(self.qkv.weight, "d (three h d_head) -> three h d d_head", three=3, h=self.n_heads)[which]
 
 
-class MLP(nn.Module):
+class MLP(Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.act = ACTIVATIONS[config.activation]
@@ -158,7 +159,7 @@ class MLP(nn.Module):
         return self.down.bias
 
 
-class Block(nn.Module):
+class Block(Module):
     """Each token gathers from those before it, then thinks for itself; both add to the residual stream."""
 
     def __init__(self, config: GPT2Config, layer: int) -> None:

@@ -19,6 +19,7 @@ from nnzoo.architectures.activation_cache import ActivationCache, Recorder, comp
 from nnzoo.architectures.attention import Span
 from nnzoo.architectures.hooks import Handle, HookFunction, HookPoint, named_hook_points, pairs_of
 from nnzoo.architectures.kv_cache import KVCache
+from nnzoo.architectures.modules import Module
 from nnzoo.architectures.products import linear
 from nnzoo.architectures.slices import SliceInput
 from nnzoo.architectures.text import TextMethods
@@ -28,7 +29,7 @@ NamesFilter = str | re.Pattern | Iterable[str | re.Pattern] | Callable[[str], bo
 Hooks = Sequence[tuple[NamesFilter, HookFunction]]
 
 
-class Unembed(nn.Module):
+class Unembed(Module):
     """From the residual stream to logits: x W_U."""
 
     bias: nn.Parameter | None

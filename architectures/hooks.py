@@ -37,6 +37,8 @@ class HookPoint:
     12.0
     """
 
+    __slots__ = ("__dict__", "__weakref__", "axes", "ctx", "hooks", "name", "on_request", "sizes")
+
     def __init__(self, axes: str, *, on_request: bool = False) -> None:
         self.axes = axes
         self.on_request = on_request

@@ -27,6 +27,7 @@ from nnzoo.architectures.attention import Attention, Span, attend, span_of, spli
 from nnzoo.architectures.hooked_model import HookedModel, Unembed
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
+from nnzoo.architectures.modules import Module
 from nnzoo.architectures.norms import RMSNorm
 from nnzoo.architectures.parameters import Linear
 from nnzoo.architectures.rotary import Rope, Rotary, rotate, rotation
@@ -71,9 +72,10 @@ class LlamaAttention(Attention):
     def forward(
         self, x: Float[Tensor, "batch pos d_model"], split: dict[str, Tensor], span: Span
     ) -> Float[Tensor, "batch pos d_model"]:
-        q = self.q(self.hook_q_in(x)).unflatten(-1, (self.n_heads, self.d_head))
-        k = self.k(self.hook_k_in(x)).unflatten(-1, (self.n_kv_heads, self.d_head))
-        v = self.v(self.hook_v_in(x)).unflatten(-1, (self.n_kv_heads, self.d_head))
+        batch, n_pos, _ = x.shape
+        q = self.q(self.hook_q_in(x)).view(batch, n_pos, self.n_heads, self.d_head)
+        k = self.k(self.hook_k_in(x)).view(batch, n_pos, self.n_kv_heads, self.d_head)
+        v = self.v(self.hook_v_in(x)).view(batch, n_pos, self.n_kv_heads, self.d_head)
         q, k, v = self.hooked_qkv(q, k, v, split)
         q, k = rotate(q, span.rotation), rotate(k, span.rotation)
         if span.cache is not None:
@@ -113,7 +115,7 @@ class LlamaAttention(Attention):
         return bias_of(self.out)
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Module):
     """SwiGLU (https://arxiv.org/abs/2002.05202): a neuron is its activated gate times its linear part."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -155,7 +157,7 @@ class GatedMLP(nn.Module):
         return bias_of(self.down)
 
 
-class Block(nn.Module):
+class Block(Module):
     """Each token gathers from those before it, then thinks for itself; both add to the residual stream."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:

@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nnzoo.architectures.hooks import HookPoint
+from nnzoo.architectures.modules import Module
 from nnzoo.architectures.parameters import quick
 
 
 @quick("weight")
-class Norm(nn.Module):
+class Norm(Module):
     """What the two norms share: the hook points, and the choice between the fused and the explicit path."""
 
     def __init__(self, d_model: int, eps: float, axis: str = "d_model") -> None:
@@ -83,11 +84,13 @@ class RMSNorm(Norm):
         return self.weight * self.hook_normalized(normalized)
 
     def fused(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        wide = x.float()
-        return self.weight * (wide * (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).rsqrt()).to(x.dtype)
+        single = x.dtype is torch.float32  # then there is nothing to convert, and asking takes time all the same
+        wide = x if single else x.float()
+        normalized = wide * (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).rsqrt()
+        return self.weight * (normalized if single else normalized.to(x.dtype))
 
 
-class NoNorm(nn.Module):
+class NoNorm(Module):
     """Nothing, where other models have a norm."""
 
     def __init__(self, d_model: int, eps: float) -> None:

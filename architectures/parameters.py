@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from nnzoo.architectures.modules import Module
 from nnzoo.architectures.products import linear
 
 ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
@@ -48,7 +49,7 @@ class _Slot:
 
 
 @quick("weight", "bias")
-class Linear(nn.Linear):
+class Linear(Module, nn.Linear):
     """nn.Linear with parameters found at once, and the faster product."""
 
     def forward(self, input: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnzoo.architectures.hooks import HookPoint
+from nnzoo.architectures.modules import Module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ Angles = tuple[Float[Tensor, "batch pos d_head"], Float[Tensor, "batch pos d_hea
 Rotation = tuple[Float[Tensor, "batch pos 1 d_head"], Float[Tensor, "batch pos 1 d_head"]]  # ready for every head
 
 
-class Rotary(nn.Module):
+class Rotary(Module):
     """The cosines and sines of a pass: computed once, used by every block."""
 
     def __init__(self, rope: Rope, d_head: int) -> None:

@@ -21,6 +21,7 @@ from nnzoo.architectures.attention import Attention, Span, attend, span_of, spli
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
+from nnzoo.architectures.modules import Module
 from nnzoo.architectures.norms import LayerNorm, NoNorm, RMSNorm
 
 TOY_ACTIVATIONS = {**ACTIVATIONS, "gelu_fast": gelu_fast, "solu": solu, "solu_ln": solu}
@@ -64,7 +65,7 @@ def matrix(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).normal_(std=0.02))
 
 
-class Embed(nn.Module):
+class Embed(Module):
     """A row of a table for each number: for token ids, or for positions."""
 
     def __init__(self, n_rows: int, d_model: int) -> None:
@@ -75,7 +76,7 @@ class Embed(nn.Module):
         return self.weight[numbers]
 
 
-class Unembed(nn.Module):
+class Unembed(Module):
     """From the residual stream to logits."""
 
     def __init__(self, d_model: int, d_vocab_out: int) -> None:
@@ -133,7 +134,7 @@ class ToyAttention(Attention):
         return self.hook_result(einsum(z, self.W_O, "b p h d_head, h d_head d -> b p h d")).sum(dim=2) + self.b_O
 
 
-class ToyMLP(nn.Module):
+class ToyMLP(Module):
     def __init__(self, config: ToyConfig, d_mlp: int) -> None:
         super().__init__()
         self.act = TOY_ACTIVATIONS[config.activation or ""]
@@ -162,7 +163,7 @@ class NormedMLP(ToyMLP):
         return self.ln(self.hook_mid(self.act(pre)))
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Module):
     """Each token gathers from others, and that is all."""
 
     def __init__(self, config: ToyConfig, layer: int) -> None:

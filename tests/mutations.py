@@ -45,11 +45,19 @@ NORM = [
     Mutation("layer_norm_bias", "norms.py", "self.weight, self.bias, self.eps)", "self.weight, None, self.eps)"),
     Mutation("layer_norm_explicit_eps", "norms.py", "None, None, self.eps)", "None, None, 1e-5)"),
     Mutation("layer_norm_explicit_bias", "norms.py", "torch.addcmul(self.bias, ", "torch.addcmul(self.bias * 0, "),
-    Mutation("rms_norm_eps", "norms.py", "+ self.eps).rsqrt()).to(x.dtype)", "+ 1e-6).rsqrt()).to(x.dtype)"),
-    Mutation("rms_norm_explicit_eps", "norms.py", "+ self.eps).rsqrt()\n", "+ 1e-6).rsqrt()\n"),
     Mutation(
-        "rms_norm_in_the_models_dtype", "norms.py", "wide = x.float()\n        return", "wide = x\n        return"
+        "rms_norm_eps",
+        "norms.py",
+        "= wide * (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)",
+        "= wide * (wide.pow(2).mean(dim=-1, keepdim=True) + 1e-6)",
     ),
+    Mutation(
+        "rms_norm_explicit_eps",
+        "norms.py",
+        "= (wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)",
+        "= (wide.pow(2).mean(dim=-1, keepdim=True) + 1e-6)",
+    ),
+    Mutation("rms_norm_in_the_models_dtype", "norms.py", "wide = x if single else x.float()", "wide = x"),
     Mutation("norm_scale_inverted", "norms.py", "(1 / inverse)", "inverse"),
     Mutation("normalized_on_the_fused_path", "norms.py", " or self.hook_normalized.hooks", ""),
     Mutation("norm_always_explicit", "norms.py", "if self.hook_scale.hooks or", "if True or"),
