@@ -28,7 +28,7 @@ from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.architectures.modules import Module
 from nnzoo.architectures.norms import LayerNorm
-from nnzoo.architectures.parameters import quick
+from nnzoo.architectures.parameters import Embedding, quick
 from nnzoo.architectures.products import linear
 
 
@@ -200,8 +200,8 @@ class GPT2(HookedModel):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.d_vocab, config.d_model)
-        self.pos_embed = nn.Embedding(config.n_ctx, config.d_model)
+        self.embed = Embedding(config.d_vocab, config.d_model)
+        self.pos_embed = Embedding(config.n_ctx, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.ln_final = LayerNorm(config.d_model, config.eps)
         self.unembed = Unembed(config.d_model, config.d_vocab)

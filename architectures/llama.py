@@ -29,7 +29,7 @@ from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.architectures.modules import Module
 from nnzoo.architectures.norms import RMSNorm
-from nnzoo.architectures.parameters import Linear
+from nnzoo.architectures.parameters import Embedding, Linear
 from nnzoo.architectures.rotary import Rope, Rotary, rotate, rotation
 
 
@@ -199,7 +199,7 @@ class Llama(HookedModel):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.d_vocab, config.d_model)
+        self.embed = Embedding(config.d_vocab, config.d_model)
         self.rotary = Rotary(config.rope, config.d_head)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.ln_final = RMSNorm(config.d_model, config.eps)

@@ -48,6 +48,11 @@ class _Slot:
             raise AttributeError(self.name) from None  # then PyTorch looks, and says what is missing
 
 
+@quick("weight")
+class Embedding(Module, nn.Embedding):
+    """nn.Embedding whose weight is found at once: it tells the whole model's device and dtype."""
+
+
 @quick("weight", "bias")
 class Linear(Module, nn.Linear):
     """nn.Linear with parameters found at once, and the faster product."""

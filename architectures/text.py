@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+_INTEGERS = {getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
 
 class TextMethods:
     """What a HookedModel does with text."""
@@ -130,13 +132,12 @@ def pad_left(rows: list[Tensor], fill: int) -> tuple[Tensor, Tensor | None]:
 
 def check_tokens(tokens: Tensor, d_vocab: int) -> None:
     """Raise ValueError, saying what is wrong, for what are no ids [batch pos] of a vocabulary."""
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+    if tokens.ndim != 2 or tokens.dtype not in _INTEGERS:
         raise ValueError(f"tokens are integers [batch pos] or [pos], not {tokens.dtype} {list(tokens.shape)}")
     if tokens.numel() == 0:
         raise ValueError(f"the prompt is empty: tokens are {list(tokens.shape)}, and a model needs at least one")
-    looking = tokens.device.type == "cpu" and not torch.compiler.is_compiling()  # on a GPU a look waits for it
-    if not looking:
-        return
+    if not tokens.is_cpu or torch.compiler.is_compiling():
+        return  # on a GPU a look would wait for it
     low, high = tokens.aminmax()
     if not 0 <= int(low) <= int(high) < d_vocab:
         raise ValueError(f"token ids run from 0 to {d_vocab - 1}, but got {low} to {high}: of another tokenizer?")

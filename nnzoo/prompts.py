@@ -20,7 +20,7 @@ from nnzoo.prompt_names import KINDS, brief, by_name, plain
 IGNORED = -100  # the label of a token that does not count, in transformers and in torch's cross_entropy
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Prompt:
     """The input of one pass, on the model's device."""
 
@@ -30,7 +30,7 @@ class Prompt:
     labels: Int[Tensor, "batch pos"] | None = None  # for `loss_of`; IGNORED where no token predicts them
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Reader:
     """What reading a prompt needs to know of a model."""
 

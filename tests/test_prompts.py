@@ -338,7 +338,7 @@ def test_a_trace_takes_labels_and_embeds_as_a_call_does() -> None:
 )
 def test_a_prompt_too_long_is_refused_before_anything_runs(family: str, setting: str, most: int) -> None:
     model = LanguageModel(folder(family, setting))
-    assert read_prompt(model._reader, [1] * most).tokens.shape == (1, most)
+    assert model.prepare([1] * most).tokens.shape == (1, most)
     for too_long in ([1] * (most + 1), torch.ones(1, most + 1, dtype=torch.long)):
         with pytest.raises(ContextLengthError, match=f"{most + 1} tokens, but the model has {most} positions"):
             model.trace(too_long)

@@ -133,7 +133,7 @@ class SessionTracer(RemoteTracer):
 
 
 def _check_modes(recorder: Recorder) -> None:
-    then, now = recorder.modes, Modes.now(recorder.device.type)
+    then, now = recorder.modes, Modes.now(recorder.device)
     if (then.autocast, then.default_dtype) != (now.autocast, now.default_dtype):
         raise TraceError("a remote session runs under one autocast and one default dtype: set them before it begins")
 

@@ -167,7 +167,7 @@ class Application:
         tape = self._recorder.tape
         if tape is not None:
             with torch.enable_grad():
-                modes = Modes.now(self._recorder.device.type)
+                modes = Modes.now(self._recorder.device)
             same = modes == self._recorder.modes
             tape.did(self._function, self._args, {}, None, self._stand_for, None if same else modes)
         self.frame, self._args, self._made, self._stand_for = None, (), [], None

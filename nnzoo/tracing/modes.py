@@ -5,6 +5,7 @@ Grad mode, autocast, default dtype, and for what draws random numbers the genera
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -21,20 +22,37 @@ class Modes(NamedTuple):
     device_type: str
 
     @classmethod
-    def now(cls, device_type: str) -> "Modes":
-        autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    def now(cls, device: torch.device) -> "Modes":
+        """Those that PyTorch is in, where `device` is the model's."""
+        device_type = _kind(device)
         return cls(
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
             torch.get_default_dtype(),
-            autocast,
+            _autocast(device_type),
             device_type,
         )
 
     @property
     def are_on(self) -> bool:
         """Whether PyTorch is in them now."""
-        return self == Modes.now(self.device_type)
+        return (
+            self.grad == torch.is_grad_enabled()
+            and self.inference == torch.is_inference_mode_enabled()
+            and self.default_dtype == torch.get_default_dtype()
+            and self.autocast == _autocast(self.device_type)
+        )
+
+
+@cache
+def _kind(device: torch.device) -> str:
+    """A device's type, which PyTorch writes anew each time."""
+    return device.type
+
+
+def _autocast(device_type: str) -> torch.dtype | None:
+    """The dtype in which operations on a kind of device run for others now."""
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
 AS_IT_IS: AbstractContextManager = nullcontext()

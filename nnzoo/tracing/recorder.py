@@ -114,7 +114,7 @@ class Recorder(Writer):
             return self._answer(fn, args, kwargs, shapes)
         with self.off_tape():  # what the answer is made of is no entry of its own
             result = self._answer(fn, map_lengths(int, args), map_lengths(int, kwargs), shapes)
-        modes = Modes.now(self.device.type)
+        modes = Modes.now(self.device)
         return self.tape.did(fn, args, kwargs, shapes, result, None if modes == self.modes else modes)
 
     @contextmanager

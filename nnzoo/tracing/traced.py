@@ -1,6 +1,6 @@
 """What makes a LanguageModel traced: `trace`, `generate`, and which body is running."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ class Facts:
     dtype: torch.dtype
     device: torch.device
     shapes: Shapes
+    reader: Callable[[Callable[[], Any]], Reader]  # of prompts, with what gives the tokenizer
 
 
 class TracedModel(WholeModel):
@@ -298,27 +299,24 @@ class TracedModel(WholeModel):
         """What a trace needs to know of the model, worked out once for the model as it is."""
         device, dtype = self._place_and_kind
         if self._facts is None or self._facts.dtype != dtype or self._facts.device != device:
-            self._facts = Facts(dtype, device, Shapes(self.skeleton, self.order))
+            pad, skeleton = self._checkpoint.origin.generation.get("pad_token_id"), self.skeleton
+            reader = partial(
+                Reader,
+                d_vocab=skeleton.config.d_vocab,
+                d_model=skeleton.config.d_model,
+                max_tokens=skeleton.max_tokens,
+                dtype=dtype,
+                device=device,
+                pad_id=pad if isinstance(pad, int) and 0 <= pad < skeleton.config.d_vocab else 0,
+            )
+            self._facts = Facts(dtype, device, Shapes(skeleton, self.order), reader)
         return self._facts
 
     # --- prompts -------------------------------------------------------------------------------------------------
 
     def prepare(self, *args: Any, **kwargs: Any) -> Prompt:
         """Any kind of prompt as tensors on the model's device; arguments and errors are those of `read_prompt`."""
-        return read_prompt(self._reader, *args, **kwargs)
-
-    @property
-    def _reader(self) -> Reader:
-        facts, skeleton, pad = self.facts, self._skeleton, self._checkpoint.origin.generation.get("pad_token_id")
-        return Reader(
-            tokenizer=lambda: self.tokenizer,
-            d_vocab=skeleton.config.d_vocab,
-            d_model=skeleton.config.d_model,
-            max_tokens=skeleton.max_tokens,
-            dtype=facts.dtype,
-            device=facts.device,
-            pad_id=pad if isinstance(pad, int) and 0 <= pad < skeleton.config.d_vocab else 0,
-        )
+        return read_prompt(self.facts.reader(lambda: self.tokenizer), *args, **kwargs)
 
 
 def _has_run() -> Tracer:

@@ -44,7 +44,7 @@ class Writer:
 
     def __init__(self, device: torch.device, order: dict[str, int]) -> None:
         self.device, self.order = device, order
-        self.modes = Modes.now(device.type)  # those of the trace: the model's passes run under them
+        self.modes = Modes.now(device)  # those of the trace: the model's passes run under them
         self.passes = PassOrder()
         self.nodes: list[Node] = []
         self.puts: list[Node] = []  # nodes that change what the model goes on with
@@ -73,7 +73,7 @@ class Writer:
         self.needs_grad |= any(t.requires_grad and not t.is_meta for t in constants)
         aliased = next((a for a in answer.aliases if a is not None), None)
         storage = Storage() if aliased is None else inputs[aliased].storage
-        modes = Modes.now(self.device.type)
+        modes = Modes.now(self.device)
         node = self.add(
             Call,
             inputs,
