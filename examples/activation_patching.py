@@ -42,4 +42,4 @@ for block, stream in zip(model.blocks, streams, strict=True):
 
 print("before block ", *(f"{layer:5}" for layer in range(len(scores))))
 for pos, token in enumerate(tokens):
-    print(f"{token:13}", *(f"{score[pos]:5.2f}" for score in scores))
+    print(f"{token:13}", *(f"{round(score[pos].item(), 2) + 0:5.2f}" for score in scores))

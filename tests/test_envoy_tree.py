@@ -262,3 +262,12 @@ def test_a_module_taken_for_its_tensor_names_it(model: LanguageModel, path: str,
 def test_a_path_that_begins_with_model_hears_where_paths_begin(model: LanguageModel) -> None:
     with pytest.raises(AttributeError, match="no module 'model'; paths begin with transformer or lm_head"):
         model.get("model.transformer.h[1]")
+
+
+@pytest.mark.parametrize("change", ["h[1] = torch.nn.Identity()", "del h[1]", "h[-1] = None"])
+def test_a_block_is_not_replaced_and_the_error_says_what_to_do(change):
+    model = LanguageModel(folder("gpt2", "default"))
+    with pytest.raises(
+        TypeError, match=r"transformer\.h\[-?1\] cannot be set or deleted.*\.output = .*\.skip\(value\)"
+    ):
+        exec(change, {"h": model.transformer.h, "torch": torch})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nnzoo.architectures.html import page
 from nnzoo.envoys.attached import Attached
 from nnzoo.envoys.calling import apply
-from nnzoo.envoys.names import check_free, join, missing, no_such_assignment
+from nnzoo.envoys.names import check_free, join, missing, no_such_assignment, part_of_the_model
 from nnzoo.envoys.outputs import Outputs
 from nnzoo.envoys.printing import sizes_of, tree_text
 from nnzoo.envoys.tree import Node
@@ -283,6 +283,12 @@ class Envoy(WeightMethods):
         if isinstance(numbers, range):
             return [self._child(str(number), item, number) for number in numbers]
         return self._child(str(numbers), item, numbers)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise part_of_the_model(self, f"[{index!r}]")
+
+    def __delitem__(self, index: Any) -> None:
+        raise part_of_the_model(self, f"[{index!r}]")
 
     def __iter__(self) -> Iterator["Envoy"]:
         return iter(self[:])

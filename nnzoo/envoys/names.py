@@ -85,6 +85,15 @@ def no_such_assignment(envoy: "Envoy", name: str) -> AttributeError:
     return AttributeError(f"{path} cannot be set; {hint} .output, .input, .inputs, and a module of your own")
 
 
+def part_of_the_model(envoy: "Envoy", index: str) -> TypeError:
+    """The error for setting or deleting an element of a list of blocks."""
+    path = f"{envoy._path or 'model'}{index}"
+    return TypeError(
+        f"{path} cannot be set or deleted: it is part of the model, which runs as it is. In a trace, or for good in "
+        f"model.edit(), set what it gives, {path}.output = ..., or leave it out: {path}.skip(value)"
+    )
+
+
 def check_free(envoy: "Envoy", name: str) -> None:
     """Raise ValueError where a module of the user's own cannot be put: something has that name already."""
     node, path = envoy._node, join(envoy._path, name)
