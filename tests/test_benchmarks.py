@@ -23,7 +23,7 @@ SECTIONS = {
     "The machine": 2,
     "Forward pass, nobody listening": 2 * (2 + 1),  # two figures for each shape of a miniature
     "Forward pass with a full cache": 2 * (2 + 1),
-    "Trace that saves the middle layer": 2 + 1,
+    "Trace that saves the middle layer": 2 + 2,
     "Trace that reads only the last position's logits": 2 * 2,
     "Many prompts in one trace": 2,
     "Greedy generation": 2 * (2 + 1),

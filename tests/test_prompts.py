@@ -253,7 +253,7 @@ def test_embeds_have_the_logits_and_gradients_of_transformers(pair: tuple) -> No
         found.append((logits.detach(), leaf.grad))
     assert error(found[0][0], found[1][0]) < 1e-10
     assert error(found[0][1], found[1][1]) < 1e-10
-    assert not read_prompt(ours._reader, inputs_embeds=embeds).tokens.any()
+    assert not ours.prepare(inputs_embeds=embeds).tokens.any()
     assert torch.equal(ours(inputs_embeds=embeds[0]), ours(inputs_embeds=embeds[:1]))
 
 
