@@ -30,7 +30,7 @@ SECTIONS = {
     "Patching all layers and positions, and all heads": 2 * 2,
     "Memory of a trace that saves one layer": 2,
     "Loading a checkpoint": 3,
-    "Importing": 1,
+    "Importing": 2,
     "Remote trace that saves one layer, loopback": 2,
     "How cost grows": 8,
 }

@@ -1,5 +1,10 @@
 """The public API is a list, and changing it is a decision: change it here too."""
 
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import nnzoo
@@ -35,6 +40,24 @@ def test_the_public_names_are_sorted():
 def test_every_public_name_is_there_and_documented():
     undocumented = [name for name in nnzoo.__all__ if not getattr(nnzoo, name).__doc__]
     assert not undocumented
+
+
+def test_type_checkers_see_the_names_where_they_are_found():
+    source = ast.parse(Path(nnzoo.__file__).read_text())
+    (block,) = (node for node in source.body if isinstance(node, ast.If))
+    seen = {alias.name: one.module for one in block.body if isinstance(one, ast.ImportFrom) for alias in one.names}
+    assert seen == {name: f"nnzoo.{home}" for name, home in nnzoo._HOME.items()}
+    assert seen.keys() == set(PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "name", ["Graph", "debug", "load", "save", "session", "analysis", "transformer_lens.HookedTransformer"]
+)
+def test_a_name_is_found_by_itself(name):
+    """In a process that has asked for nothing else: one may need what another one happens to import."""
+    code = "import nnzoo, sys; assert 'torch' not in sys.modules; "
+    code += f"nnzoo.{name}; assert {name.split('.')[0]!r} in dir(nnzoo)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize(
