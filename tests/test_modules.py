@@ -11,6 +11,7 @@ from torch.nn.modules import module as pytorch
 
 from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.modules import Module
+from nnzoo.weights import load
 from small_models import small
 
 X = torch.tensor([[3, 1, 4, 1]])
@@ -113,3 +114,12 @@ def test_a_copied_hook_point_has_all_of_it(again):
     )  # fmt: skip
     new.add_hook(lambda value, hook: value + 1)
     assert not point.hooks
+
+
+def test_a_model_is_pickled_with_its_tokenizer():
+    model = load("nnzoo/tiny-llama")
+    new = pickle.loads(pickle.dumps(model))
+    text = "The capital of France is"
+    assert torch.equal(new(text), model(text))
+    assert new.to_str_tokens(text) == model.to_str_tokens(text)
+    assert new.hook_points["blocks.0.hook_resid_pre"] is new.blocks[0].hook_resid_pre

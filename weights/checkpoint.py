@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Checkpoint:
         """What gives the tokenizer when called, importing transformers only then; None where the folder has none."""
         if not any((self.folder / file).is_file() for file in TOKENIZER_FILES):
             return None
-        return lambda: load_tokenizer(self.folder)
+        return partial(load_tokenizer, self.folder)  # a model that has it can be pickled
 
     def dtype(self, asked: torch.dtype | str | None = None) -> torch.dtype:
         """The dtype in which `load(dtype=asked)` will give the model, as far as the files that are here tell."""
