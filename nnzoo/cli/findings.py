@@ -149,8 +149,8 @@ class Findings:
         chances = {shown(token): probability for token, probability in self.predictions.likely}
         answer, wrong = shown(self.prompt.answer), shown(self.prompt.wrong_answer)
         return (
-            f"{answer!r} is right, and has {chances.get(answer, 0):.0%}; "
-            f"{wrong!r}, who gives, has {chances.get(wrong, 0):.0%}."
+            f"{answer!r} is right, and has {chances.get(answer, 0):.1%}; "
+            f"{wrong!r}, who gives, has {chances.get(wrong, 0):.1%}."
         )
 
     def _lens_summary(self) -> str:
