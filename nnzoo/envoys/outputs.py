@@ -31,13 +31,13 @@ class Outputs(tuple):
         self[0] = new
 
     def __getitem__(self, index: Any) -> Any:
-        if index == "last_hidden_state":
-            return self.last_hidden_state
-        if not isinstance(index, (int, slice)):
-            raise self._no_tensor()
         if isinstance(index, int):
             self._check_is_there(index, len(self))
-        return super().__getitem__(index)
+        elif index == "last_hidden_state":
+            return self.last_hidden_state
+        elif not isinstance(index, slice):
+            raise self._no_tensor()
+        return tuple.__getitem__(self, index)
 
     def __setitem__(self, index: Any, new: Any) -> None:
         if index == "last_hidden_state":

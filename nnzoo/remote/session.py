@@ -72,7 +72,7 @@ class Program(RemoteTracer):
         self.failed: BaseException | None = None  # what a trace of the session ended with
         self.recorder: SessionRecorder = SessionRecorder(model.device, model.order, self._execution.look)
         self.gradients = Gradients(self.recorder)
-        self._places = Places(self.recorder, self._shapes, model.skeleton.hook_points)
+        self._places = Places(self.recorder, self._shapes)
         heed(self.recorder)
 
 

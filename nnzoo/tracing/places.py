@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from nnzoo.architectures.hooks import HookPoint, HookShapeError
+from nnzoo.architectures.hooks import HookShapeError
 from nnzoo.architectures.shape_errors import explain
 from nnzoo.tracing.arguments import to_meta
 from nnzoo.tracing.graph import Arrive, Invoke, Node, Place, Put, Stage, Storage
@@ -33,8 +33,8 @@ class View:
 class Places:
     """The hook points of a trace's invokes."""
 
-    def __init__(self, recorder: Recorder, shapes: Shapes, points: dict[str, HookPoint]) -> None:
-        self._recorder, self._shapes, self._points = recorder, shapes, points
+    def __init__(self, recorder: Recorder, shapes: Shapes) -> None:
+        self._recorder, self._shapes = recorder, shapes
 
     @cached_property
     def _wholes(self) -> Wholes:
@@ -115,5 +115,5 @@ class Places:
 
     def _check_fits(self, new: Tensor, old: Tensor, hook: str) -> None:
         if new.shape != old.shape or new.dtype != old.dtype:
-            point = self._points[hook]
+            point = self._shapes.points[hook]
             raise HookShapeError(explain(hook, point.axes, point.sizes, old, new))

@@ -76,7 +76,7 @@ class _Replay:
         self._recorder.modes = program.modes._replace(device_type=model.device.type)
         self._recorder.needs_grad = program.needs_grad
         self._gradients = Gradients(self._recorder)
-        self._places = Places(self._recorder, shapes, model.skeleton.hook_points)
+        self._places = Places(self._recorder, shapes)
         self._invokes: list[Invoke] = []
         self._answers: dict[Node, Answer] = {}
         self._patterns = {value.view for module in model.paths.values() for value in values_of(module)}

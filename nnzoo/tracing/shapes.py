@@ -40,8 +40,9 @@ class Shapes:
 
     def __init__(self, model: HookedModel, order: dict[str, int]) -> None:
         self.order, self.hooks = order, list(order)  # each hook point's number, and each number's hook point
+        self.points = model.hook_points
         self._sizes = {**model.axis_sizes, "1": 1}
-        self._axes = {name: tuple(point.axes.split()) for name, point in model.hook_points.items()}
+        self._axes = {name: tuple(point.axes.split()) for name, point in self.points.items()}
         self.dtype, self._window = model.dtype, model.window
         self._known: dict[tuple, Tensor] = {}
 

@@ -79,7 +79,7 @@ class Tracer:
         self.recorder = Recorder(facts.device, model.order, self._execution.look)
         self.recorder.needs_grad = grad
         self.gradients = Gradients(self.recorder)
-        self._places = Places(self.recorder, self._shapes, model._skeleton.hook_points)
+        self._places = Places(self.recorder, self._shapes)
         self._scope: list[Invoke] = []  # whose rows the body speaks of
         self._prompt = prompt
         self._decoding = Decoding(model, streamer, generator)
