@@ -21,9 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from nnzoo.architectures.fixed_cache import FixedCache
 from nnzoo.architectures.hooks import HookPoint
-from nnzoo.architectures.kv_cache import KVCache
+from nnzoo.architectures.kv_cache import KVCache, StepCache
 from nnzoo.architectures.modules import Module
 
 
@@ -64,7 +63,7 @@ def span_of(
 
     Raises ContextLengthError where a prompt is longer than `n_ctx`.
     """
-    if isinstance(cache, FixedCache):
+    if isinstance(cache, StepCache):
         place, visible = cache.advance()
         return Span(positions=place, causal=False, mask=visible, blind=None, cache=cache, seen=None)
     (batch, n_pos), past = tokens.shape, cache.length if cache else 0

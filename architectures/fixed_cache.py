@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nnzoo.architectures.kv_cache import KVCache
+from nnzoo.architectures.kv_cache import KVCache, StepCache
 
 NOWHERE = -(2**62)  # where padding stands, and what is not filled yet: too far back for any query
 
 
-class FixedCache(KVCache):
+class FixedCache(StepCache):
     """The buffers of a KV cache, as they are seen by a step of one token a prompt that never changes.
 
     Before a step `sync` it with the cache. It is of use as long as it `fits`: the cache may grow, and move its buffers.

@@ -1,7 +1,7 @@
 """The KV cache: keys and values of the tokens a model has read, so that the next token costs one position."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 ROOM = 64  # tokens: buffers are multiples of it, as attention's kernels on a graphics card want them
@@ -56,6 +56,14 @@ class KVCache:
                 "Start again with a new cache."
             )
         return lengths[0]
+
+
+class StepCache(KVCache):
+    """A KV cache as a step sees it that is recorded once and replayed: one token a prompt, and none of it padding."""
+
+    def advance(self) -> tuple[Int[Tensor, "batch 1"], Bool[Tensor, "#batch 1 1 key"] | None]:
+        """Go on to the next token: where it stands in each prompt, and what it may look at; None: at everything."""
+        raise NotImplementedError
 
 
 class LayerCache:

@@ -14,6 +14,7 @@ SMALL = 2**18  # numbers in a weight: below, oneDNN's own preparations take long
 FEW = 8  # vectors: with fewer the weights' way from memory is all that counts, and PyTorch's own choice is as fast
 
 _chosen_by_pytorch: ContextVar[bool] = ContextVar("products are PyTorch's own choice", default=False)
+_followed: ContextVar[bool] = ContextVar("the mode that is on takes all operations as they come", default=False)
 
 
 @contextmanager
@@ -30,6 +31,21 @@ def chosen_by_pytorch() -> Iterator[None]:
         yield
     finally:
         _chosen_by_pytorch.reset(token)
+
+
+@contextmanager
+def followed() -> Iterator[None]:
+    """Inside the `with` one mode may look into operations (a TorchDispatchMode): it is no reason for other ones."""
+    token = _followed.set(True)
+    try:
+        yield
+    finally:
+        _followed.reset(token)
+
+
+def choice() -> tuple[bool, bool]:
+    """What the library depends on beside the operands: whether PyTorch chooses it, and whether oneDNN is allowed."""
+    return _chosen_by_pytorch.get(), torch._C._get_mkldnn_enabled()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -86,7 +102,8 @@ def _undisturbed() -> bool:
         and not torch._C._is_tracing()
         and forward_ad._current_level < 0
         and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
+        and torch._C._len_torch_dispatch_stack() == int(_followed.get())
+        and torch._C._len_torch_function_stack() == 0
     )
 
 

@@ -1,6 +1,10 @@
 """Generations whose logits are kept, with listeners and without, to compare recorded steps with usual ones."""
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -9,6 +13,8 @@ from families import error, prompt
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.generation.decoder import Decoder
 from nnzoo.generation.loop import options_for, run
+from nnzoo.generation.taped import TapedStretch
+from nnzoo.generation.tapes import Call, Tape
 
 NEW = 30  # beyond Mistral's window of 7
 TOKENS = prompt(3, 10)
@@ -49,3 +55,27 @@ def listened(model: HookedModel, places: list[str], **options) -> tuple[Keeping,
             handle = model.hook_points[place].add_reader(lambda value, hook: heard.append((hook.name, value)))
             stack.callback(handle.remove)
         return decoded(model, **options), heard
+
+
+def plainly(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """What a function gives where all steps run as usual."""
+    with patch("nnzoo.generation.loop.recorded", return_value=None):
+        with patch("nnzoo.tracing.walk.recorded", return_value=None):
+            return function(*args, **kwargs)
+
+
+@contextmanager
+def counted() -> Iterator[SimpleNamespace]:
+    """How many tapes were `made` inside the `with`, and their `replays`."""
+    counts, written, replayed = SimpleNamespace(made=0, replays=0), Tape.written, TapedStretch._replayed
+
+    def write(tape: Tape, work: Callable[[], Tensor]) -> tuple[Tensor, list[Call]]:
+        counts.made += 1
+        return written(tape, work)
+
+    def replay(stretch: TapedStretch, x: Tensor) -> Tensor:
+        counts.replays += 1
+        return replayed(stretch, x)
+
+    with patch.object(Tape, "written", write), patch.object(TapedStretch, "_replayed", replay):
+        yield counts

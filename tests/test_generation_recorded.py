@@ -14,7 +14,7 @@ from nnzoo.generation import generate
 from nnzoo.generation.loop import options_for, run
 from nnzoo.generation.recorded import recorded
 from nnzoo.weights import load
-from recorded_steps import NEW, PADDED, TOKENS, Keeping, agree, decoded, listened
+from recorded_steps import NEW, PADDED, TOKENS, Keeping, agree, decoded, listened, plainly
 from tape import taped
 
 MODELS = [
@@ -46,7 +46,7 @@ OPTIONS = {
 
 def check(family: str, setting: str, mask: Tensor | None, **options) -> None:
     model = ours(family, setting)
-    usual = decoded(model, mask=mask, **options)
+    usual = plainly(decoded, model, mask=mask, **options)
     with taped() as tapes:
         agree(decoded(model, mask=mask, **options), usual)
         assert tapes.made == 1
@@ -69,7 +69,7 @@ def test_tokens_are_chosen_from_recorded_steps_as_from_others(family, setting, o
 @ids(PLAIN)
 def test_recorded_steps_have_the_dtype_of_the_model(family, setting, dtype):
     model = ours(family, setting, dtype)
-    usual = decoded(model, mask=PADDED, max_new_tokens=18)
+    usual = plainly(decoded, model, mask=PADDED, max_new_tokens=18)
     with taped() as tapes:
         found = decoded(model, mask=PADDED, max_new_tokens=18)
     assert tapes.replays and found.logits[-1].dtype == dtype
@@ -85,7 +85,7 @@ def test_stop_strings_end_recorded_steps():
         model.to_tokens("The capital of France is"),
         {"max_new_tokens": 24, "stop_strings": ["the year 1444"]},
     )
-    usual = generate(model, tokens, **options)
+    usual = plainly(generate, model, tokens, **options)
     with taped() as tapes:
         assert torch.equal(generate(model, tokens, **options), usual) and tapes.replays
     assert usual.shape[1] < tokens.shape[1] + 24
@@ -95,7 +95,7 @@ def test_stop_strings_end_recorded_steps():
 @pytest.mark.parametrize("mask", [None, PADDED], ids=["whole", "padded"])
 def test_steps_are_recorded_again_when_the_cache_has_grown(family, mask):
     model = ours(family, "n_ctx=256")  # Mistral's window is 3, and what has left it leaves the cache too
-    usual = decoded(model, mask=mask, max_new_tokens=150)
+    usual = plainly(decoded, model, mask=mask, max_new_tokens=150)
     with taped() as tapes:
         agree(decoded(model, mask=mask, max_new_tokens=150), usual)
     assert tapes.made == (3 if family == "mistral" else 2)
@@ -103,7 +103,7 @@ def test_steps_are_recorded_again_when_the_cache_has_grown(family, mask):
 
 def test_a_prompt_of_one_token_and_a_text_as_long_as_the_context():
     model, tokens = ours("gpt2", "default"), prompt(1, 1)
-    usual = decoded(model, tokens, max_new_tokens=N_CTX - 1)
+    usual = plainly(decoded, model, tokens, max_new_tokens=N_CTX - 1)
     with taped() as tapes:
         agree(decoded(model, tokens, max_new_tokens=N_CTX - 1), usual)
     assert tapes.replays == usual.steps - 1
@@ -121,7 +121,7 @@ def test_a_text_longer_than_the_context_is_refused_as_ever():
 
 def test_padding_behind_a_prompt_is_hidden_too():
     model, mask = ours("llama", "default"), PADDED.flip(1)
-    usual = decoded(model, mask=mask)
+    usual = plainly(decoded, model, mask=mask)
     with taped():
         agree(decoded(model, mask=mask), usual)
 
@@ -144,7 +144,7 @@ def test_padding_behind_a_prompt_is_hidden_too():
 @pytest.mark.parametrize("mask", [None, PADDED], ids=["whole", "padded"])
 def test_a_listener_hears_what_it_hears_in_usual_steps(family, setting, places, made, mask):
     model = ours(family, setting)
-    usual, expected = listened(model, places, mask=mask)
+    usual, expected = plainly(listened, model, places, mask=mask)
     with taped() as tapes:
         found, heard = listened(model, places, mask=mask)
     agree(found, usual)
@@ -160,7 +160,7 @@ def test_what_a_listener_changes_is_gone_on_with():
         return value / 2
 
     with model.hooks([("blocks.1.hook_resid_mid", halve)]):
-        usual = decoded(model)
+        usual = plainly(decoded, model)
         with taped() as tapes:
             agree(decoded(model), usual)
     assert not torch.equal(usual.ids, decoded(model).ids)
@@ -182,7 +182,7 @@ def test_a_listener_may_come_and_go():
         point.hooks.clear()
         return decoder
 
-    usual = decoded_with_changes()
+    usual = plainly(decoded_with_changes)
     with taped() as tapes:
         agree(decoded_with_changes(), usual)
     assert tapes.made == 1 + 2  # without the listener, and around it
@@ -205,7 +205,7 @@ def test_what_a_recording_would_not_hear_of_stays_outside(how, monkeypatch):
     else:
         forward = mlp.forward
         mlp.forward = lambda x: calls.append(1) or forward(x) / len(calls)
-    usual = decoded(model)
+    usual = plainly(decoded, model)
     calls.clear()
     with taped() as tapes:
         agree(decoded(model), usual)
@@ -227,7 +227,7 @@ def test_a_trace_reads_and_changes_some_blocks_of_recorded_steps(places):
             ids = tracer.result.save()
         return ids, values
 
-    ids, values = traced()
+    ids, values = plainly(traced)
     with taped() as tapes:
         found, patterns = traced()
     assert torch.equal(found, ids)
@@ -253,7 +253,7 @@ def test_a_look_in_the_middle_of_a_recorded_step(look):
                 second = tracer.result.save()
         return first, second, seen
 
-    usual = traced()
+    usual = plainly(traced)
     with taped() as tapes:
         found = traced()
     assert torch.equal(found[0], usual[0]) and torch.equal(found[1], usual[1])

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from families import PLAIN, error, ids, ours
 from nnzoo.generation.cuda_graphs import RECORDERS
 from nnzoo.generation.recorded import WORTH, recorded
-from recorded_steps import NEW, PADDED, TOKENS, agree, decoded, listened
+from recorded_steps import NEW, PADDED, TOKENS, agree, decoded, listened, plainly
 from tape import record as tape
 from tape import taped
 
@@ -38,7 +38,7 @@ def wrong(device: torch.device) -> Callable:
 @pytest.mark.parametrize(("recorder", "why"), [(fails, "out of graphs"), (wrong, "other numbers, off by")])
 def test_a_recording_that_fails_is_warned_of_and_does_without(recorder, why):
     model = ours("mistral", "window=7")
-    usual = decoded(model, mask=PADDED)
+    usual = plainly(decoded, model, mask=PADDED)
     with patch.dict(RECORDERS, {"cpu": recorder}), pytest.warns(UserWarning, match=why) as caught:
         agree(decoded(model, mask=PADDED), usual, tolerance=1e-12)
     assert len(caught) == 1 and caught[0].filename == decoded.__code__.co_filename
@@ -79,8 +79,9 @@ def test_a_short_text_is_not_worth_a_recording():
 
 
 def test_without_a_recorder_nothing_is_asked():
+    model = copy.deepcopy(ours("gpt2", "default")).to("meta")
     assert set(RECORDERS) == {"cuda"}
-    assert recorded(ours("gpt2", "default"), ours("gpt2", "default").new_cache(), NEW) is None
+    assert recorded(model, model.new_cache(), NEW) is None
 
 
 # --- the device itself --------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def test_cuda_graphs_give_the_usual_steps(family, setting, mask, places, recwarn
     model = copy.deepcopy(ours(family, setting)).cuda()
     mask = None if mask is None else mask.cuda()
     with patch.dict(RECORDERS, clear=True):
-        usual, expected = listened(model, places, tokens=TOKENS.cuda(), mask=mask)
+        usual, expected = plainly(listened, model, places, tokens=TOKENS.cuda(), mask=mask)
     found, heard = listened(model, places, tokens=TOKENS.cuda(), mask=mask)
     agree(found, usual)
     assert all(error(a, b) < 1e-6 for (_, a), (_, b) in zip(heard, expected, strict=True))

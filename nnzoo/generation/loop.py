@@ -71,7 +71,8 @@ def positions_of(model: HookedModel) -> int:
 def run(model: HookedModel, decoder: Decoder) -> None:
     """Let the decoder choose, until it is done."""
     cache, tokens, mask = model.new_cache(), decoder.tokens, decoder.attention_mask
-    steps = recorded(model, cache, decoder.options.max_new_tokens)
+    alone = type(decoder) is Decoder and decoder.stream is None
+    steps = recorded(model, cache, decoder.options.max_new_tokens, alone=alone)
     follow = next_logits if steps is None else steps.next_logits
     # a tenth faster, but what a hook keeps of it could not take part in a loss
     mode = torch.no_grad if any(point.hooks for point in model.hook_points.values()) else torch.inference_mode

@@ -2,6 +2,9 @@
 
 from collections.abc import Collection, Iterator
 from itertools import pairwise
+from operator import getitem
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,9 +14,11 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from nnzoo.architectures.hooked_model import HookedModel
+from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
 
 BEGIN = -1  # the part before block 0; a block's number is its own, and that of the part which ends a step comes next
+State = list[int]  # which modules and parameters a model has, and where these lie
 KNOWN = ("nnzoo.architectures.", "torch.nn.modules.")  # modules that do the same at every call
 
 
@@ -32,7 +37,7 @@ class Way:
 
     def __init__(self, model: HookedModel, cache: KVCache) -> None:
         self._model, self._cache, self._blocks = model, cache, list(model.blocks)
-        self.span: object = None  # what the blocks need to know of the token
+        self.span: Any = None  # what the blocks need to know of the token
 
     def go(self, x: Tensor, start: int, stop: int) -> Tensor:
         """What comes out of the parts from `start` to before `stop`, of what goes into them."""
@@ -65,6 +70,13 @@ class Listeners:
                 if not type(module).__module__.startswith(KNOWN) or "forward" in vars(module):
                     self._foreign.add(_part(name, last))
         self._parts[BEGIN] += [pytorch._global_forward_hooks, pytorch._global_forward_pre_hooks]
+        # where weights, and other parts, are registered; not the modules, of which one is the model
+        named = [(d, key) for module in model.modules() for d in (module._parameters, module._modules) for key in d]
+        self._weights = _columns([(d, key) for d, key in named if isinstance(d[key], Tensor)])
+        self._others = _columns([(d, key) for d, key in named if not isinstance(d[key], Tensor | HookPoint)])
+        self.found = self._state()
+        self.devices = {p.device for p in model.parameters()}
+        self.n_bytes = sum(p.nbytes for p in model.parameters())  # of weights
         self._all = [one for part in self._parts.values() for one in part]
 
     def parts(self) -> tuple[int, ...]:
@@ -72,6 +84,32 @@ class Listeners:
         if not any(self._all) and not self._foreign:
             return ()
         return tuple(part for part, lists in self._parts.items() if part in self._foreign or any(lists))
+
+    @classmethod
+    def of(cls, model: HookedModel) -> "Listeners":
+        """Those of a model as it is now."""
+        known = _known.get(model)
+        if known is None or not known.are_current:
+            known = _known[model] = cls(model)
+        return known
+
+    @property
+    def are_current(self) -> bool:
+        """Whether the model has the modules and the parameters that it had, and these are where they were."""
+        try:
+            return self.found == self._state()
+        except (KeyError, TypeError):  # there is none, or it is no tensor
+            return False
+
+    def _state(self) -> State:
+        return [*map(Tensor.data_ptr, map(getitem, *self._weights)), *map(id, map(getitem, *self._others))]
+
+
+def _columns(named: list[tuple[dict, str]]) -> tuple[list[dict], list[str]]:
+    return [d for d, _ in named], [key for _, key in named]
+
+
+_known: WeakKeyDictionary[HookedModel, Listeners] = WeakKeyDictionary()
 
 
 def _part(name: str, last: int) -> int:

@@ -6,7 +6,7 @@ then. At the last stage the pass stops: what lies above is never computed. It ca
 stopped in runs again up to that place, with what the places below it went on with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import HookPoint, Listener
-from nnzoo.generation.recorded import Stretch, recorded
+from nnzoo.generation.recorded import recorded
+from nnzoo.generation.recordings import Stretch
 from nnzoo.generation.steps import BEGIN as BEGINNING
 from nnzoo.tracing.batch import Batch
 from nnzoo.tracing.graph import (
@@ -183,7 +184,7 @@ class Walk:
             return self._go_on(self._stopped)
         return self._finish(self._x)
 
-    def _through_stretches(self, stretches: dict[int, Stretch]) -> Tensor:
+    def _through_stretches(self, stretches: Mapping[int, Stretch]) -> Tensor:
         """A step of which some parts are replayed; where it stops in another, the rest goes the usual way."""
         first, n_blocks = stretches[BEGINNING], len(self._blocks)
         if first.stop <= n_blocks:
