@@ -7,7 +7,7 @@ numbers are the usual ones to the last bit. What grows with the text is live: it
 same Python as the first time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -225,7 +225,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tens
     return partial(torch.addmm, bias, rows, weight.t(), out=results)
 
 
-def _rolled(x: Tensor, shifts: list[int], dims: list[int], *, out: Tensor) -> Call:
+def _rolled(x: Tensor, shifts: list[int], dims: Sequence[int] = (), *, out: Tensor) -> Call:
     """A tensor whose end is its beginning, put together from both."""
     if len(shifts) != 1 or len(dims) != 1:
         return _copying(partial(torch.roll, x, shifts, dims), out)
