@@ -228,7 +228,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tens
 def _rolled(x: Tensor, shifts: list[int], dims: Sequence[int] = (), *, out: Tensor) -> Call:
     """A tensor whose end is its beginning, put together from both."""
     if len(shifts) != 1 or len(dims) != 1:
-        return _copying(partial(torch.roll, x, shifts, dims), out)
+        return _copying(partial(torch.roll, x, shifts, list(dims)), out)
     size = x.shape[dims[0]]
     return partial(torch.cat, x.split([size - shifts[0] % size, shifts[0] % size], dims[0])[::-1], dims[0], out=out)
 
