@@ -166,16 +166,14 @@ class Recorder:
     """
 
     def __init__(self, device: torch.device | str | None = None, pos_slice: SliceInput = None) -> None:
-        self.pos_slice = pos_slice
-        self._move = Mover(device, memory=8) if device is not None else None
-        self._values: dict[str, Tensor] = {}
+        self._kept = Kept(device, pos_slice)
+        self._reader = Read(self._kept.keep)
         self._handles: list[Handle] = []
-        self._reader = Read(self._keep)
 
     def listen(self, point: HookPoint, *, gradients: bool = False) -> None:
         """Keep what passes from now on, after the hooks that are there already; and its gradient, if asked."""
         if gradients and point.axes != "batch pos":  # ids and positions: integers have no gradient
-            self._handles.append(point.add_hook(self._keep_gradient, "bwd"))
+            self._handles.append(point.add_hook(self._kept.keep_gradient, "bwd"))
         self._handles.append(point.attach(self._reader))
 
     def stop(self) -> None:
@@ -185,19 +183,28 @@ class Recorder:
 
     def values(self) -> dict[str, Tensor]:
         """What was kept, by name, in the order in which it came."""
-        return self._values
+        return self._kept.values
 
-    def _keep(self, value: Tensor, point: HookPoint) -> None:
+
+class Kept:
+    """What a recorder has kept; it knows nothing of the recorder, so that both go when nobody has them any more."""
+
+    def __init__(self, device: torch.device | str | None, pos_slice: SliceInput) -> None:
+        self.values: dict[str, Tensor] = {}
+        self._pos_slice = pos_slice
+        self._move = Mover(device, memory=8) if device is not None else None
+
+    def keep(self, value: Tensor, point: HookPoint) -> None:
         self._store(point.name, value, point)
 
-    def _keep_gradient(self, gradient: Tensor, point: HookPoint) -> None:
+    def keep_gradient(self, gradient: Tensor, point: HookPoint) -> None:
         self._store(f"{point.name}_grad", gradient, point)
 
     def _store(self, name: str, value: Tensor, point: HookPoint) -> None:
         value = value.detach() if value.requires_grad else value
-        if self.pos_slice is not None:
-            value = at_positions(value, point.axes, self.pos_slice).clone()  # the clone lets the other positions go
-        self._values[name] = value if self._move is None else self._move(value)
+        if self._pos_slice is not None:
+            value = at_positions(value, point.axes, self._pos_slice).clone()  # the clone lets the other positions go
+        self.values[name] = value if self._move is None else self._move(value)
 
 
 class Mover:

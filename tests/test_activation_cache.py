@@ -263,5 +263,5 @@ def test_positions_that_nobody_asked_for_are_let_go_while_the_model_still_runs()
     point, recorder = HookPoint("batch pos d_model"), Recorder(pos_slice=(0, 1))
     recorder.listen(point)
     point(torch.zeros(1, 100, 8))
-    (value,) = recorder._values.values()
+    (value,) = recorder.values().values()
     assert value.untyped_storage().nbytes() == 8 * 4

@@ -185,7 +185,7 @@ class RemoteTracer(Tracer):
     def cache(self, *args: Any, **kwargs: Any) -> CacheView:
         """As in any trace: asking for a cache saves what is in it."""
         view = super().cache(*args, **kwargs)
-        self._at_the_end.append(lambda: self.recorder.saved.update(_nodes_of(view)))
+        self._at_the_end.append(lambda tracer: tracer.recorder.saved.update(_nodes_of(view)))
         return view
 
     # --- steps ---------------------------------------------------------------------------------------------------

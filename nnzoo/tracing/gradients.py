@@ -88,7 +88,12 @@ class Flowing(Given):
     """The gradient of a value as it flows by in one backward pass."""
 
     of: Node
-    current: Any = None  # the node of what flows on
+    instead: Node | None = None  # what flows on, where it has been set
+
+    @property
+    def current(self) -> Node:
+        """The node of what flows on."""
+        return self if self.instead is None else self.instead
 
     def __str__(self) -> str:
         return f"gradient of {self.of}"
@@ -227,7 +232,6 @@ class Gradients:
             if one.of is of:
                 return one
         node = self._node(Flowing, of, backward, invoke=None)
-        node.current = node
         node.storage.written = backward.changes.append
         backward.flowing.append(node)
         return node
@@ -247,7 +251,7 @@ class Gradients:
     def _flow_on(self, backward: Backward, flowing: Flowing, source: Node) -> None:
         node = self._recorder.add(Redirect, (source,), storage=source.storage, meta=source.meta, flowing=flowing)
         node.needs = together((node, flowing))
-        flowing.current = node
+        flowing.instead = node
         backward.changes.append(node)
 
     def _node_of(self, value: Tensor) -> Node:

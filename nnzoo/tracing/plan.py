@@ -153,17 +153,16 @@ def sources_first(nodes: list[Node]) -> list[Node]:
     """In program order, but that a node whose source was recorded after it waits for that: `x.grad` may stand above
     `backward()`.
     """
-    placed: dict[Node, None] = {}
-    here = set(nodes)
-
-    def place(node: Node) -> None:
-        if node in placed or node not in here:
-            return
-        here.discard(node)
-        for source in node.inputs + node.after:
-            place(source)
-        placed[node] = None
-
-    for node in nodes:
-        place(node)
-    return list(placed)
+    placed: list[Node] = []
+    waiting, left, seen = nodes[::-1], set(nodes), set[Node]()
+    while waiting:
+        node = waiting[-1]
+        if node not in seen:
+            seen.add(node)
+            waiting += [one for one in reversed(node.inputs + node.after) if one in left and one not in seen]
+        else:
+            waiting.pop()
+            if node in left:
+                placed.append(node)
+                left.remove(node)
+    return placed

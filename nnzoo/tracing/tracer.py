@@ -84,7 +84,7 @@ class Tracer:
         self._prompt = prompt
         self._decoding = Decoding(model, streamer, generator)
         self.ahead: dict[str, int] = {}  # by how many steps `.next()` has moved a module on
-        self._at_the_end: list[Callable[[], None]] = []
+        self._at_the_end: list[Callable[[Tracer], None]] = []  # of this one
         self.edits = Playbacks()
 
     # --- the block -----------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Tracer:
                 self.recorder.custom,
             )
         for last in self._at_the_end:
-            last()
+            last(self)
 
     def _drop_steps_not_made(self) -> None:
         for steps in self.recorder.lists:  # the text may have ended before the last of them
@@ -366,7 +366,7 @@ class Tracer:
             detach=detach,
         )
         scope = self._scope
-        self._at_the_end.append(lambda: cache.fill(self, scope or self.invokes))
+        self._at_the_end.append(lambda tracer: cache.fill(tracer, scope or tracer.invokes))
         return CacheView(cache)
 
     # --- the order of things -------------------------------------------------------------------------------------
