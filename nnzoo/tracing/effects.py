@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nnzoo.tracing.shape_rules import ruled
-from nnzoo.tracing.shape_rules_common import is_known
+from nnzoo.tracing.shape_rules import answer, rule_of
+from nnzoo.tracing.shape_rules_common import Rule, is_known
 
 _DRAWS = torch.Tag.nondeterministic_seeded
 # how many numbers these draw depends on the values that they are given
@@ -28,7 +28,7 @@ _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 def watched(fn: Callable, args: tuple, kwargs: dict) -> tuple[Any, "Watch"]:
     """What a function gives, and what it did."""
     watch = Watch()
-    call = (fn, _kinds(args), _kinds(kwargs)) if isinstance(fn, _COMPILED) else None
+    call = (fn, _kinds(args), _kinds(kwargs) if kwargs else ()) if isinstance(fn, _COMPILED) else None
     if call is not None and call in _plain:
         return fn(*args, **kwargs), watch
     with watch:
@@ -38,13 +38,11 @@ def watched(fn: Callable, args: tuple, kwargs: dict) -> tuple[Any, "Watch"]:
     return result, watch
 
 
-def _kinds(value: Any) -> Any:
+def _kinds(value: tuple | list | dict) -> Any:
     """The types of arguments: they decide which operators a compiled function is made of."""
-    if isinstance(value, (tuple, list)):
-        return tuple(_kinds(part) for part in value)
     if isinstance(value, dict):
-        return tuple((name, _kinds(part)) for name, part in value.items())
-    return type(value)
+        return tuple((name, _kinds((part,))) for name, part in value.items())
+    return tuple(_kinds(part) if isinstance(part, (tuple, list)) else type(part) for part in value)
 
 
 class Watch(TorchDispatchMode):
@@ -61,26 +59,22 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs, about = kwargs or {}, _about(op)
-        known = not about.draws and is_known(args) and is_known(kwargs)
-        result = ruled(op, args, kwargs) if known else None
-        if result is not None:
-            self.ruled = True
-        elif known and about.is_composite:
+        draws = about.draws and not _is_idle(op._schema.name, _named(op._schema.arguments, args, kwargs))
+        known = not draws and is_known(args) and is_known(kwargs)
+        self.ruled |= about.rule is not None
+        result = answer(about.rule, args, kwargs) if known and about.rule is not None else None
+        if result is None and known and about.is_composite:
             with self:
                 result = op._op_dk(_COMPOSITE, *args, **kwargs)
-        else:
+        elif result is None:
             result = op(*args, **kwargs)
         if about.draws or about.writes:
-            self._note(op, args, kwargs, result)
+            self.saw = True
+            if draws and not isinstance(result, int):  # the choice of a kernel
+                self.draws = True
+                self.by_value |= op._schema.name.removeprefix("aten::").startswith(_BY_VALUE)
+            self._note_writes(op._schema.arguments, _named(op._schema.arguments, args, kwargs))
         return result
-
-    def _note(self, op: Any, args: tuple, kwargs: dict, result: Any) -> None:
-        self.saw = True
-        name, given = op._schema.name, _named(op._schema.arguments, args, kwargs)
-        if _about(op).draws and not _is_idle(name, given) and not isinstance(result, int):  # the choice of a kernel
-            self.draws = True
-            self.by_value |= name.removeprefix("aten::").startswith(_BY_VALUE)
-        self._note_writes(op._schema.arguments, given)
 
     def _note_writes(self, arguments: Any, given: dict[str, Any]) -> None:
         trains = given.get("training") or given.get("use_input_stats")
@@ -99,6 +93,7 @@ class _About(NamedTuple):
     draws: bool
     writes: bool  # or may write
     is_composite: bool  # made of other operators, on any device
+    rule: Rule | None
 
 
 @cache
@@ -107,7 +102,7 @@ def _about(op: Any) -> _About:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     is_composite = op.namespace == "aten" and has(op.name(), _COMPOSITE) and not has(op.name(), "Meta")
     writes = op._schema.is_mutable or op._schema.name.endswith("_norm")
-    return _About(_DRAWS in op.tags, writes, is_composite)
+    return _About(_DRAWS in op.tags, writes, is_composite, rule_of(op))
 
 
 def _named(arguments: Any, args: tuple, kwargs: dict) -> dict[str, Any]:

@@ -85,11 +85,10 @@ def dim_of(x: Tensor, dim: int) -> int:
 def broadcast(shapes: Iterable[Shape]) -> tuple[int, ...]:
     """The shape to which all of these are broadcast."""
     first, *others = shapes
-    result = tuple(first)
     for shape in others:
-        if tuple(shape) != result:
-            result = _broadcast(result, shape)
-    return result
+        if shape != first:
+            first = _broadcast(first, shape)
+    return tuple(first)
 
 
 def _broadcast(one: Shape, other: Shape) -> tuple[int, ...]:
@@ -105,15 +104,16 @@ def _broadcast(one: Shape, other: Shape) -> tuple[int, ...]:
 def elementwise(*operands: Any, dtype: torch.dtype, computed: torch.dtype | None = None) -> Tensor:
     """A tensor with an element for each of the operands' elements, its dimensions in memory ordered as theirs are.
 
-    `computed` is the dtype that operands are converted to first, which packs those with gaps. Where dimensions of one
-    element have strides of their own, what they do to the order depends on how PyTorch goes about it: step aside.
+    `computed` is the dtype that operands are converted to first, which packs those with gaps. What it does to a
+    contiguous one whose dimensions of one element have odd strides is not known here.
     """
     tensors = [one for one in operands if isinstance(one, Tensor)]
     shape = broadcast([t.shape for t in tensors])
     if all(is_row_major(t) for t in tensors):
         return new(shape, dtype)
-    need(all(is_row_major(t) or min(t.shape) > 1 for t in tensors))
-    tensors = [t if computed in (None, t.dtype) or t.is_contiguous() else t.clone() for t in tensors]
+    if computed is not None and any(t.dtype != computed for t in tensors):
+        need(all(is_row_major(t) or not t.is_contiguous() for t in tensors))
+        tensors = [t if t.dtype == computed or t.is_contiguous() else t.clone() for t in tensors]
     order = _order(shape, [t if t.shape == shape else t.expand(shape) for t in tensors])
     strides = [0] * len(shape)
     for dim, stride in zip(order, _packed([shape[dim] for dim in order]), strict=True):
@@ -137,6 +137,8 @@ def in_steps(*operands: Any, dtype: torch.dtype) -> Tensor:
 
 def is_row_major(x: Tensor) -> bool:
     """Whether memory is in the order of the dimensions, maybe with gaps."""
+    if x.is_contiguous() and min(x.shape, default=0) > 1:
+        return True
     inner, size = 1, 1
     for length, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
         if stride < inner * size:

@@ -35,7 +35,7 @@ def _arithmetic(*operands: Any) -> Tensor:
 
 def _sum(x: Tensor, other: Any, alpha: Number = 1) -> Tensor:
     need(type(alpha) is int or (type(alpha) is float and torch.result_type(x, other) in FLOATS))
-    return _arithmetic(x, other)
+    return _arithmetic(x, other) if alpha == 1 else in_steps(x, other, dtype=common(x, other))
 
 
 def _difference(x: Tensor, other: Any, alpha: Number = 1) -> Tensor:

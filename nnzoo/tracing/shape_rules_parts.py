@@ -25,33 +25,39 @@ _INDEX = (torch.int64, torch.int32)
 # --- products --------------------------------------------------------------------------------------------------------
 
 
-def _product(*factors: Tensor) -> Tensor:
-    """The product of matrices, of batches of them or of vectors."""
-    one, other = factors
-    need(one.dtype == other.dtype and one.dtype in FLOATS)
-    need(one.shape[-1] == other.shape[max(other.ndim - 2, 0)])
-    return new([*one.shape[:-1], *other.shape[max(other.ndim - 1, 1) :]], one.dtype)
+def _matmul(x: Tensor, y: Any) -> Tensor:
+    """The product of matrices or batches of them; of what PyTorch may compute the other way round, see its parts."""
+    need(isinstance(y, Tensor) and x.ndim >= 2 and y.ndim in (2, x.ndim) and x.shape[-1] == y.shape[-2])
+    need(x.dtype == y.dtype and x.dtype in FLOATS)
+    batch = broadcast([x.shape[:-2], y.shape[:-2]])
+    return new([*batch, x.shape[-2], y.shape[-1]], x.dtype)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    need(weight.ndim == 2 and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype)))
+    return _matmul(x, weight.t())
 
 
 def _mm(x: Tensor, y: Tensor) -> Tensor:
-    need(x.ndim == 2 and y.ndim == 2)
-    return _product(x, y)
+    need(x.ndim == 2)
+    return _matmul(x, y)
 
 
 def _bmm(x: Tensor, y: Tensor) -> Tensor:
     need(x.ndim == 3 and y.ndim == 3 and x.shape[0] == y.shape[0])
-    need(x.dtype == y.dtype and x.dtype in FLOATS and x.shape[2] == y.shape[1])
-    return new([*x.shape[:2], y.shape[2]], x.dtype)
+    return _matmul(x, y)
 
 
 def _mv(x: Tensor, y: Tensor) -> Tensor:
-    need(x.ndim == 2 and y.ndim == 1)
-    return _product(x, y)
+    need(x.ndim == 2 and y.ndim == 1 and x.shape[1] == y.shape[0])
+    need(x.dtype == y.dtype and x.dtype in FLOATS)
+    return new(x.shape[:1], x.dtype)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    need(x.ndim == 1 and y.ndim == 1)
-    return _product(x, y)
+    need(x.ndim == 1 and x.shape == y.shape)
+    need(x.dtype == y.dtype and x.dtype in FLOATS)
+    return new([], x.dtype)
 
 
 def _plus(product: Rule) -> Rule:
@@ -164,6 +170,8 @@ def _nll_loss(
 
 
 _TABLE: list[tuple[Rule, str]] = [
+    (_matmul, "matmul.default"),
+    (_linear, "linear.default"),
     (_mm, "mm.default"),
     (_bmm, "bmm.default"),
     (_mv, "mv.default"),

@@ -88,6 +88,16 @@ def _log_softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
     return _softmax(x, dim, half_to_float)
 
 
+def _softmax_to(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    need(dtype in (None, x.dtype))
+    return _softmax(x, dim)
+
+
+def _log_softmax_to(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    need(dtype in (None, x.dtype))
+    return _log_softmax(x, dim)
+
+
 def _softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
     need(x.dtype in FLOATS and not half_to_float)
     dim_of(x, dim)
@@ -95,12 +105,27 @@ def _softmax(x: Tensor, dim: int, half_to_float: bool = False) -> Tensor:
 
 
 def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: Number = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    return _layer_norm_and_statistics(x, normalized_shape, weight, bias, eps)[0]
+
+
+def _layer_norm_and_statistics(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: Number
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape, n = tuple(normalized_shape), len(normalized_shape)
     need(is_row_major(x) or not x.is_contiguous())
     need(n > 0 and x.dtype in FLOATS and tuple(x.shape[x.ndim - n :]) == shape)
-    need(all(one is None or (one.shape == shape and one.dtype == x.dtype) for one in (weight, bias)))
+    need(
+        all(
+            one is None or (one.shape == shape and one.dtype == x.dtype and is_row_major(one)) for one in (weight, bias)
+        )
+    )
     of_rows = [*x.shape[: x.ndim - n], *[1] * n]
     wide = torch.float32 if x.dtype in HALVES else x.dtype
     return new(x.shape, x.dtype), new(of_rows, wide), new(of_rows, wide)
@@ -148,8 +173,11 @@ _TABLE: list[tuple[Rule, str]] = [
     (_log_sum_exp, "logsumexp.default"),
     (_norm, "linalg_vector_norm.default"),
     (_softmax, "_softmax.default _safe_softmax.default"),
+    (_softmax_to, "softmax.int"),
+    (_log_softmax_to, "log_softmax.int"),
     (_log_softmax, "_log_softmax.default"),
-    (_layer_norm, "native_layer_norm.default"),
+    (_layer_norm, "layer_norm.default"),
+    (_layer_norm_and_statistics, "native_layer_norm.default"),
     (_accumulated, "cumsum.default cumprod.default"),
     (_sorted_along, "sort.default"),
     (_sorted_stably, "sort.stable"),
