@@ -70,7 +70,8 @@ PARTS = """
 torch.cat([x, x], d) | torch.cat([x, y], d) | torch.cat((x,)) | torch.stack([x, x], d) | torch.stack([x, y])
 torch.stack([x[..., 0], x[..., 1]], d) | x.gather(d, i) | x.index_select(d, j) | F.embedding(i, x) | x[j] | x[:, j]
 x[[0, 1]] | x[..., j] | x[j, j] | x[:, [0], j] | x[j, :, j] | x[j[:, None], j] | x[0, j] | x[:, 0] | x[None, j]
-x[j.int()] | x.repeat(2, 1, 1) | x.repeat(2) | x.repeat_interleave(2, d) | x.tile((2, 2))
+x[j.int()] | x[j.to(torch.int8)] | x[m] | x[j.to(torch.uint8)]
+x.repeat(2, 1, 1) | x.repeat(2) | x.repeat_interleave(2, d) | x.tile((2, 2))
 x.flip(d) | x.flip((0, d)) | x.roll(1, d) | x.roll((1, 2), (0, d)) | x.roll(1) | x.tril() | x.triu(1) | torch.tril(x, s)
 einops.rearrange(x, "... d -> d ...") * 2 | x.transpose(0, d).softmax(-1) | (x.mT * 2).view(-1)
 (x[..., 0] + 1).view(-1) | (x + y).flatten() | x.exp().T.contiguous().view(-1) | x.view(-1) | x.reshape(-1)
@@ -80,6 +81,7 @@ x.__setitem__(j, s) | x.__setitem__((slice(None), j), y) | x.to(torch.float64) +
 """
 KINDS = {"elementwise": ELEMENTWISE, "along dimensions": ALONG_DIMENSIONS, "products": PRODUCTS, "parts": PARTS}
 CALLS = [one.strip() for kind in KINDS.values() for line in kind.strip().splitlines() for one in line.split(" | ")]
+NEED_VALUES = {"x[j.to(torch.int8)]", "x[m]", "x[j.to(torch.uint8)]"}
 NAMES = {"torch": torch, "F": F, "einops": einops}
 FLOATS = [torch.float32] * 4 + [torch.float64, torch.float16, torch.bfloat16]
 USED = [*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool]
@@ -162,7 +164,7 @@ def test_an_operation_is_answered_as_by_pytorchs_own_kernel(call: str) -> None:
         ours = outcome(lambda compute=compute: watched(compute, (), {})[0], case)
         assert ours == theirs, f"{call} of {case}"
         answered += not isinstance(theirs[1], str)
-    assert answered >= 3, "most of the cases are wrong calls"
+    assert answered >= 3 or call in NEED_VALUES, "most of the cases are wrong calls"
 
 
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "matmul"])

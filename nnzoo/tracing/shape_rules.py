@@ -52,9 +52,7 @@ _AT_ONCE = {
 
 def _is_operand(value: Any) -> bool:
     """Whether an argument of a method is one of its operator too, as it stands."""
-    if type(value) is int:
-        return -(2**63) <= value < 2**63
-    return type(value) in (float, bool) or (isinstance(value, Tensor) and is_known(value))
+    return type(value) in (int, float, bool) or (isinstance(value, Tensor) and is_known(value))
 
 
 def rule_of(op: Any) -> Rule | None:
@@ -73,12 +71,6 @@ def _in_place(rule: Rule) -> Rule:
     def written(target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = rule(target, *args, **kwargs)
         need(result.shape == target.shape and torch.can_cast(result.dtype, target.dtype))
-        need(torch._debug_has_internal_overlap(target) != _OVERLAPS)
-        others = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one is not target]
-        need(all(one.untyped_storage()._cdata != target.untyped_storage()._cdata for one in others))
         return target
 
     return written
-
-
-_OVERLAPS = 1  # as at::MemOverlap counts: several elements are one place in memory
