@@ -172,15 +172,19 @@ _TABLE: list[tuple[Rule, str]] = [
     (_is_special, "isnan.default isinf.default isposinf.default isneginf.default signbit.default"),
     (
         _same,
-        "abs.default ceil.default floor.default leaky_relu.default mish.default neg.default "
-        "round.default sgn.default sign.default softplus.default trunc.default elu.default frac.default",
+        "abs.default ceil.default floor.default neg.default "
+        "round.default sgn.default sign.default trunc.default frac.default",
     ),
-    (_same_in_steps, "relu.default gelu.default hardtanh.default"),
+    (
+        _same_in_steps,
+        "relu.default gelu.default hardtanh.default leaky_relu.default mish.default softplus.default elu.default "
+        "logit.default",
+    ),
     (
         _to_float,
         "acos.default acosh.default asin.default asinh.default atan.default atanh.default cos.default cosh.default "
         "erf.default erfc.default exp.default exp2.default expm1.default log.default log10.default log1p.default "
-        "log2.default logit.default reciprocal.default rsqrt.default sin.default sinh.default sqrt.default "
+        "log2.default reciprocal.default rsqrt.default sin.default sinh.default sqrt.default "
         "tan.default tanh.default",
     ),
     (_sigmoid, "sigmoid.default"),
