@@ -5,40 +5,52 @@ dispatches for it are watched. Each says of itself that it draws (a tag), and wh
 """
 
 from collections.abc import Callable
+from functools import cache
 from types import BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from nnzoo.tracing.shape_rules import answer, rule_of
+from nnzoo.tracing.shape_rules_common import Rule, is_known
 
 _DRAWS = torch.Tag.nondeterministic_seeded
 # how many numbers these draw depends on the values that they are given
 _BY_VALUE = ("poisson", "binomial", "_standard_gamma", "_sample_dirichlet", "rrelu")
 _STATISTICS = ("running_mean", "running_var")  # what norms write in training; their schemas do not say so
 _COMPILED = (BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType)
-_plain: set[Callable] = set()  # compiled functions, which always do the same, with nothing to see
+_plain: set[Any] = set()  # compiled functions of kinds of arguments, which always do the same, with nothing to see
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 def watched(fn: Callable, args: tuple, kwargs: dict) -> tuple[Any, "Watch"]:
     """What a function gives, and what it did."""
     watch = Watch()
-    compiled = isinstance(fn, _COMPILED)
-    if compiled and fn in _plain:
+    call = (fn, _kinds(args), _kinds(kwargs) if kwargs else ()) if isinstance(fn, _COMPILED) else None
+    if call is not None and call in _plain:
         return fn(*args, **kwargs), watch
     with watch:
         result = fn(*args, **kwargs)
-    if compiled and not watch.saw:
-        _plain.add(fn)
+    if call is not None and not (watch.saw or watch.ruled):
+        _plain.add(call)
     return result, watch
 
 
+def _kinds(value: tuple | list | dict) -> Any:
+    """The types of arguments: they decide which operators a compiled function is made of."""
+    if isinstance(value, dict):
+        return tuple((name, _kinds((part,))) for name, part in value.items())
+    return tuple(_kinds(part) if isinstance(part, (tuple, list)) else type(part) for part in value)
+
+
 class Watch(TorchDispatchMode):
-    """Watches the operators that are dispatched inside the `with`."""
+    """Watches the operators that are dispatched inside the `with`, and answers those for which there is a rule."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.draws = self.by_value = self.saw = False
+        self.draws = self.by_value = self.saw = self.ruled = False
         self._written: set[int] = set()
 
     @classmethod
@@ -46,16 +58,22 @@ class Watch(TorchDispatchMode):
         return False  # else PyTorch's compiler is imported, two seconds, to keep away from what is never compiled
 
     def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        result = op(*args, **kwargs)
-        name, draws = op._schema.name, _DRAWS in op.tags
-        if draws or op._schema.is_mutable or name.endswith("_norm"):
+        kwargs, about = kwargs or {}, _about(op)
+        draws = about.draws and not _is_idle(op._schema.name, _named(op._schema.arguments, args, kwargs))
+        known = not draws and is_known(args) and is_known(kwargs)
+        self.ruled |= about.rule is not None
+        result = answer(about.rule, args, kwargs) if known and about.rule is not None else None
+        if result is None and known and about.is_composite:
+            with self:
+                result = op._op_dk(_COMPOSITE, *args, **kwargs)
+        elif result is None:
+            result = op(*args, **kwargs)
+        if about.draws or about.writes:
             self.saw = True
-            given = _named(op._schema.arguments, args, kwargs)
-            if draws and not _is_idle(name, given) and not isinstance(result, int):  # the choice of a kernel
+            if draws and not isinstance(result, int):  # the choice of a kernel
                 self.draws = True
-                self.by_value |= name.removeprefix("aten::").startswith(_BY_VALUE)
-            self._note_writes(op._schema.arguments, given)
+                self.by_value |= op._schema.name.removeprefix("aten::").startswith(_BY_VALUE)
+            self._note_writes(op._schema.arguments, _named(op._schema.arguments, args, kwargs))
         return result
 
     def _note_writes(self, arguments: Any, given: dict[str, Any]) -> None:
@@ -69,6 +87,22 @@ class Watch(TorchDispatchMode):
     def changed(self, tensors: list[Tensor]) -> tuple[int, ...]:
         """The positions of those tensors that were written."""
         return tuple(i for i, t in enumerate(tensors) if t.untyped_storage()._cdata in self._written)
+
+
+class _About(NamedTuple):
+    draws: bool
+    writes: bool  # or may write
+    is_composite: bool  # made of other operators, on any device
+    rule: Rule | None
+
+
+@cache
+def _about(op: Any) -> _About:
+    """What an operator says of itself."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    is_composite = op.namespace == "aten" and has(op.name(), _COMPOSITE) and not has(op.name(), "Meta")
+    writes = op._schema.is_mutable or op._schema.name.endswith("_norm")
+    return _About(_DRAWS in op.tags, writes, is_composite, rule_of(op))
 
 
 def _named(arguments: Any, args: tuple, kwargs: dict) -> dict[str, Any]:

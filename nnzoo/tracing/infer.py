@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nnzoo.tracing.effects import watched
+from nnzoo.tracing.shape_rules import answer_at_once
 
 
 class NeedsValues(Exception):
@@ -65,13 +66,10 @@ def infer(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], device:
     return answer
 
 
-# For these PyTorch's meta kernels are Python, whose first use imports its compiler: a second, where this takes 5 us
-_ARITHMETIC = {getattr(torch.Tensor, name) for name in ("add", "sub", "mul")}
-
-
 def _ask(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor]) -> Answer:
-    if fn in _ARITHMETIC and not kwargs and len(args) == 2:
-        return _arithmetic(*args)
+    known = answer_at_once(fn, args) if not kwargs else None
+    if known is not None:
+        return Answer(known, (known,), (None,))
     args = at_any_position(fn, args)
     with told_by_shapes(), torch.inference_mode():  # whatever mode the body is in: answers are remembered
         result, watch = watched(fn, args, kwargs)
@@ -138,12 +136,6 @@ def _ask_cast(fn: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], dev
     metas = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in answer.leaves]
     results = iter(metas)
     return replace(answer, result=map_tensors(lambda _: next(results), answer.result), leaves=tuple(metas))
-
-
-def _arithmetic(a: Any, b: Any) -> Answer:
-    shape = torch.broadcast_shapes(*(x.shape for x in (a, b) if isinstance(x, Tensor)))
-    result = torch.empty(shape, dtype=torch.result_type(a, b), device="meta")
-    return Answer(result, (result,), (None,))
 
 
 def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
