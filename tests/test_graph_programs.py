@@ -33,7 +33,7 @@ def test_a_stored_trace_gives_the_values_it_gave(
 
     def storing(tracer: Tracer) -> None:
         for last in tracer._at_the_end:
-            last()
+            last(tracer)
         tracer._at_the_end.clear()
         graph = tracer.graph
         alive = [lazy for ref in tracer.recorder.alive if (lazy := ref()) is not None]

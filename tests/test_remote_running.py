@@ -82,7 +82,7 @@ def test_every_program_of_nnsights_users_gives_what_it_gives_here(
 
     def storing(tracer: Tracer) -> None:
         for last in tracer._at_the_end:
-            last()
+            last(tracer)
         tracer._at_the_end.clear()
         data = packed(tracer.graph)
         alive = [lazy for ref in tracer.recorder.alive if (lazy := ref()) is not None]

@@ -9,11 +9,12 @@ The path of a value, from `model.transformer.h[5].output` to the tensor:
 5. filling.py           the LazyTensor becomes a tensor with that value
 
 The body. lazy.py: what looks like a tensor. recorder.py, writing.py: what is done to it becomes nodes, in a graph
-(graph.py); infer.py, effects.py: what an operation gives, without running it; shape_rules.py and those named after it:
-what common operations give; arguments.py, lines.py: its arguments, and where it stands; modes.py, random_numbers.py:
-PyTorch's state there; custom.py: autograd.Functions; aten.py: what torch.vmap and torch.func are made of; gradients.py,
-freed.py: backward and `.grad`; shapes.py: what places hold; wholes.py: the whole batch; pass_order.py: what cannot be;
-blame.py: what an error says of the values that did not fit; saved_numbers.py: numbers that were looked at.
+(graph.py); infer.py, effects.py: what an operation gives, without running it; shape_rules.py, shape_rules_common.py,
+shape_rules_elementwise.py, shape_rules_parts.py, shape_rules_reductions.py: what common operations give; arguments.py,
+lines.py: its arguments, and where it stands; modes.py, random_numbers.py: PyTorch's state there; custom.py:
+autograd.Functions; aten.py: what torch.vmap and torch.func are made of; gradients.py, freed.py: backward and `.grad`;
+shapes.py: what places hold; wholes.py: the whole batch; pass_order.py: what cannot be; blame.py: what an error says of
+the values that did not fit; saved_numbers.py: numbers that were looked at.
 
 The run. plan.py, schedule.py: what must run, in which passes; execution.py: runs it, resuming.py: from where a look
 stopped; batch.py: several prompts as one; run.py: values and how long they live; shortcuts.py: what is left out;
