@@ -245,14 +245,6 @@ def test_a_tape_that_gives_other_numbers_is_warned_of_and_does_without(listening
     assert len(caught) == 1 and caught[0].filename == decoded.__code__.co_filename
 
 
-@pytest.mark.parametrize(
-    "asks", [lambda x: x * x.sum().item(), lambda x: x[x > 0], lambda x: x if torch.equal(x, x) else -x], ids=range(3)
-)
-def test_what_depends_on_numbers_cannot_be_taped(asks):
-    with pytest.raises(RuntimeError, match="depends on numbers"):
-        Tape().written(lambda: asks(torch.ones(3)))
-
-
 def test_a_step_that_cannot_be_taped_runs_as_usual(monkeypatch):
     model = ours("llama", "default")
     finish = model.finish
@@ -359,76 +351,3 @@ def test_a_generation_keeps_nothing_of_itself_and_the_model_is_not_kept(how):
         assert not any(one() is not None for one in gone)
     finally:
         gc.enable()
-
-
-# --- the tape itself ----------------------------------------------------------------------------------------------
-
-
-def again(calls: list) -> None:
-    for call in calls:
-        call()
-
-
-def test_a_tape_does_again_what_was_done():
-    x, kept, tape = torch.arange(6.0).view(2, 3), torch.zeros(2, 3), Tape()
-
-    def work() -> Tensor:
-        kept.add_(x)  # in place, outside
-        parts = torch.stack([*x.unbind(0), x.t()[:, 0]])  # a list of views
-        values, _ = parts.sort(dim=-1, descending=True)  # two results
-        rolled = parts.roll(1, -1) + parts.roll(-2, 0) - parts.roll(0, 1) + parts.roll((1, 2), (0, 1)) * parts.roll(1)
-        return torch.addcmul(values, parts, rolled, value=0.5) + torch.arange(3).float()
-
-    with torch.no_grad():
-        output, calls = tape.written(work)
-        x.copy_(x.flip(1) * 3)
-        again(calls)
-        assert torch.equal(kept, torch.arange(6.0).view(2, 3) + x)
-        found = output.clone()
-        assert torch.equal(found, work())
-
-
-def test_what_is_live_grows_and_what_is_made_of_it_is_found_again():
-    tape, tokens = Tape(), [torch.ones(1, 1, 1, 4)]  # [batch head key d_head]
-    query = torch.rand(1, 1, 1, 4)
-
-    def keys() -> tuple[Tensor, None]:
-        return torch.cat(tokens, dim=2), None
-
-    def work() -> Tensor:
-        k, nothing = tape.live(keys)
-        assert nothing is None
-        scaled = torch.cat([k * 2, k], dim=-1)[..., :4]  # inside a list
-        return nn.functional.scaled_dot_product_attention(query, scaled, value=k + 1) + 1
-
-    with torch.inference_mode():
-        output, calls = tape.written(work)
-        for _ in range(3):
-            tokens.append(torch.rand(1, 1, 1, 4))
-            again(calls)
-            assert torch.equal(output, work())
-
-
-def test_what_is_live_in_one_piece_of_work_is_so_in_the_next():
-    tape, count = Tape(), [1]
-
-    def work() -> Tensor:
-        nonlocal found
-        (found,) = tape.live(lambda: (torch.full((count[0],), 2.0),))
-        return found.sum()
-
-    found = torch.empty(0)
-    _, first = tape.written(work)
-    second, calls = tape.written(lambda: found.sum() * 3)
-    assert second == 6
-    count[0] = 4
-    again(first + calls)
-    assert second == 24 and len(tape.now(found)) == 4
-
-
-def test_a_tape_at_rest_writes_nothing():
-    tape = Tape()
-    assert tape.live(lambda x: x + 1, 2) == 3
-    with tape:
-        torch.ones(2) * 2
-    assert tape.written(lambda: torch.ones(1))[0] == 1
