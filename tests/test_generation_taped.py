@@ -346,7 +346,7 @@ def test_a_generation_keeps_nothing_of_itself_and_the_model_is_not_kept(how):
         assert len(gone) == 5 and not any(one() is not None for one in gone[2:])
         (kept,) = taped._kept[model]
         assert not kept.is_taken and kept.common.way is None
-        assert not any(x.numel() for x in kept.common.tape._found)
+        assert not any(x.numel() for x in kept.common.tape._found) and not kept.common.tape._live
         del model, kept
         assert not any(one() is not None for one in gone)
     finally:
