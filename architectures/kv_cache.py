@@ -124,6 +124,7 @@ class LayerCache:
         self._used = keep
 
     def _moved(self, old: Tensor, keep: int, capacity: int) -> Tensor:
-        new = old.new_empty(old.shape[0], capacity, *old.shape[2:])
+        batch, _, heads, d_head = old.shape
+        new = old.new_empty(batch, heads, capacity, d_head).transpose(1, 2)  # attention reads a head's tokens in a row
         new[:, :keep] = old[:, self._used - keep : self._used]
         return new
