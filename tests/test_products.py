@@ -1,4 +1,4 @@
-"""Products by the faster library: float32's exactness, and PyTorch's own products where anything looks into them."""
+"""Products in a faster way: float32's exactness, and PyTorch's own products where anything looks into them."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,28 +12,35 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnzoo.architectures import products
-from nnzoo.architectures.products import FEW, SMALL, chosen_by_pytorch, linear
+from nnzoo.architectures.products import BLOCKS, FEW, MANY, SMALL, by_onednn, chosen_by_pytorch, in_blocks, linear
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no such operator"
-)
 D_IN, D_OUT = 512, 640
-TIMES = 2.5 if products._faster() else 4  # MKL's rounding errors; it is more exact on processors where it is taken
+TIMES = 2.5 if products.faster_way() is by_onednn else 4  # MKL's errors; it is more exact where it is taken
+WAYS = {"by oneDNN": by_onednn, "in blocks": in_blocks}
+Way = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 @pytest.fixture(autouse=True)
-def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(products, "_faster", lambda: True)
+def without_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """The calls that the library was asked for."""
-    calls: list[tuple] = []
-    real = torch.ops.mkldnn._linear_pointwise
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *args: calls.append(args) or real(*args))
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=WAYS.values(), ids=WAYS)
+def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, two_threads: None) -> list[tuple]:
+    """The calls that a way was asked for, which is the faster one now."""
+    way, calls = request.param, []
+    if way is by_onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this PyTorch has no such operator")
+    monkeypatch.setattr(products, "faster_way", lambda: lambda *args: calls.append(args) or way(*args))
     return calls
 
 
@@ -102,7 +109,7 @@ BIASES: dict[str, Callable[[], Tensor]] = {
 
 
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
-def test_a_bias_that_onednn_would_misread_is_pytorchs(asked: list, bias: Callable[[], Tensor]):
+def test_a_bias_that_a_library_would_misread_is_pytorchs(asked: list, bias: Callable[[], Tensor]):
     x, weight, added = values(16, D_IN), values(D_OUT, D_IN), bias()
     assert torch.equal(linear(x, weight, added), F.linear(x, weight, added)) and not asked
 
@@ -110,13 +117,13 @@ def test_a_bias_that_onednn_would_misread_is_pytorchs(asked: list, bias: Callabl
 @pytest.mark.parametrize(
     ("x", "bias"), [((16, D_IN - 1), None), ((), None), ((16, D_IN), (D_OUT - 1,))], ids=["d_in", "a number", "bias"]
 )
-def test_what_does_not_fit_has_pytorchs_error(x: tuple[int, ...], bias: tuple[int, ...] | None):
+def test_what_does_not_fit_has_pytorchs_error(asked: list, x: tuple[int, ...], bias: tuple[int, ...] | None):
     weight, added = values(D_OUT, D_IN), None if bias is None else values(*bias)
     with pytest.raises(RuntimeError) as theirs:
         F.linear(values(*x), weight, added)
     with pytest.raises(RuntimeError) as ours:
         linear(values(*x), weight, added)
-    assert str(ours.value) == str(theirs.value)
+    assert str(ours.value) == str(theirs.value) and not asked
 
 
 def test_a_bias_elsewhere_is_not_read(asked: list):
@@ -171,3 +178,43 @@ def test_a_weight_that_is_small_or_of_a_class_of_its_own_is_pytorchs(asked: list
     assert not asked
     linear(values(16, D_IN), nn.Parameter(values(D_OUT, D_IN)), None)
     assert asked
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of what is multiplied block by block."""
+    shapes: list[tuple[int, ...]] = []
+    real = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: shapes.append((*a.shape, b.shape[-1])) or real(a, b))
+    return shapes
+
+
+def test_blocks_of_d_in(blocks: list, two_threads: None):
+    in_blocks(values(2, MANY // 2, D_IN), values(D_IN, D_OUT).t(), None)
+    assert blocks == [(BLOCKS, MANY, D_IN // BLOCKS, D_OUT)]
+
+
+def test_a_bias_stays_what_it_was(two_threads: None):
+    weight, bias = values(D_IN, D_OUT).t(), values(D_OUT)
+    before = bias.clone()
+    in_blocks(values(FEW, D_IN), weight, bias)
+    assert torch.equal(bias, before)
+
+
+NO_BLOCKS: dict[str, tuple[int, Tensor, int]] = {
+    "many vectors": (MANY + 1, torch.rand(D_IN, D_OUT).t(), 2),
+    "weights as nn.Linear has them": (FEW, torch.rand(D_OUT, D_IN), 2),
+    "weights with gaps": (FEW, torch.rand(D_IN, 2 * D_OUT)[:, :D_OUT].t(), 2),
+    "no four parts": (FEW, torch.rand(D_IN + 1, D_OUT).t(), 2),
+    "one thread": (FEW, torch.rand(D_IN, D_OUT).t(), 1),
+    "three threads": (FEW, torch.rand(D_IN, D_OUT).t(), 3),
+}
+
+
+@pytest.mark.parametrize(("rows", "weight", "threads"), NO_BLOCKS.values(), ids=NO_BLOCKS)
+def test_pytorchs_own_product_where_blocks_gain_nothing(
+    blocks: list, two_threads: None, rows: int, weight: Tensor, threads: int
+):
+    torch.set_num_threads(threads)
+    x = values(rows, weight.shape[1])
+    assert torch.equal(in_blocks(x, weight, None), F.linear(x, weight)) and not blocks
