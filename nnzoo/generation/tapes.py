@@ -28,7 +28,7 @@ Call = Callable[[], Any]
 _FUNCTIONS, _NN = torch._C._VariableFunctions, torch._C._nn
 _WITH_OUT = {name: getattr(_FUNCTIONS, name) for name in "add addmm cat cos mean mm mul neg pow rsqrt sin".split()}
 _WITH_OUT |= {"gelu": _NN.gelu, "silu": _NN.silu}
-_QUICK = {name: getattr(_FUNCTIONS, name) for name in ("embedding", "layer_norm", "native_layer_norm")}
+_QUICK = {name: getattr(_FUNCTIONS, name) for name in ("embedding", "layer_norm", "native_layer_norm", "transpose")}
 _QUICK |= {"scaled_dot_product_attention": _NN.scaled_dot_product_attention}
 _ATTENTION = "scaled_dot_product"  # in the names of operations that look at many keys, and whose result does not grow
 
@@ -107,7 +107,7 @@ class Tape(TorchDispatchMode):
         name, changes, by_value = _kind(fn)
         given = _tensors((*args, *kwargs.values()))
         is_live = any(id(x) in self._live for x in given)
-        ask = self._asked(fn, args, kwargs) if is_live else partial(fn, *args, **kwargs)
+        ask = self._asked(_QUICK.get(name, fn), args, kwargs)
         result = ask()
         if by_value or not isinstance(result, Tensor | list | tuple):
             raise RuntimeError(f"{fn} depends on numbers, which may be others in the next step")
@@ -116,17 +116,8 @@ class Tape(TorchDispatchMode):
         elif is_live and _ATTENTION not in name:
             self._find_again(ask, result)
         elif is_live or not _is_view(result, given):
-            self._calls.append(self._into(result, fn, name, args, kwargs, is_live))
+            self._calls.append(_copying(ask, result) if is_live else _into(result, ask, name, args, kwargs))
         return result
-
-    def _into(self, result: Any, fn: Any, name: str, args: tuple, kwargs: dict, is_live: bool) -> Call:
-        """A call that does an operation again, to where its result stands."""
-        if not is_live and name in _WITH_OUT:
-            return partial(_WITH_OUT[name], *args, **kwargs, out=result)
-        if not is_live and name in _OTHERWISE:
-            return _OTHERWISE[name](*args, out=result)
-        quick = _QUICK.get(name, fn)
-        return _copying(self._asked(quick, args, kwargs) if is_live else partial(quick, *args, **kwargs), result)
 
     def _find_again(self, ask: Call, result: Any) -> None:
         """Look at each replay for what is live."""
@@ -213,6 +204,15 @@ def _kind(fn: Any) -> tuple[str, bool, bool]:
     """An operation's name, whether it changes what it is given, and whether numbers decide on its result's size."""
     by_value = torch.Tag.dynamic_output_shape in fn.tags or torch.Tag.data_dependent_output in fn.tags
     return fn._schema.name.removeprefix("aten::"), fn._schema.is_mutable, by_value
+
+
+def _into(result: Any, ask: Call, name: str, args: tuple, kwargs: dict) -> Call:
+    """A call that does an operation again, to where its result stands."""
+    if name in _WITH_OUT:
+        return partial(_WITH_OUT[name], *args, **kwargs, out=result)
+    if name in _OTHERWISE:
+        return _OTHERWISE[name](*args, out=result)
+    return _copying(ask, result)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Call:
