@@ -14,9 +14,12 @@ from hypothesis import settings
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
+from layout import modules
+
 pytest_plugins = ["remote_server"]
 
-install_import_hook("nnzoo", "beartype.beartype")  # before anything imports nnzoo
+# Before anything imports nnzoo; and only modules that have shapes, since a checked call takes ten times as long.
+install_import_hook([name for name, file in modules() if "jaxtyping" in file.read_text()], "beartype.beartype")
 
 settings.register_profile("nnzoo", deadline=None, derandomize=True)
 settings.load_profile("nnzoo")
