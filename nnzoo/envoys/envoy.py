@@ -249,7 +249,8 @@ class Envoy(WeightMethods):
             self._set_other(name, value)
 
     def _set_other(self, name: str, value: Any) -> None:
-        raise no_such_assignment(self, name)
+        if name not in self._node.parameters or value is not self._find(name):  # else it was edited in place: bias += 1
+            raise no_such_assignment(self, name)
 
     def __delattr__(self, name: str) -> None:
         if self._root._attached.pop(join(self._place, name), None) is None:
