@@ -225,7 +225,7 @@ def check(what, graph=None):
         type(graph).from_bytes(graph.to_bytes()).run(model)
         check(f"{what}, run again as a stored graph,")
 
-prompt = torch.tensor([[5, 9, 2]])  # of text, transformers' tokenizers would be imported, and they import it all
+prompt = torch.tensor([[5, 9, 2]])
 for name in ("nnzoo/tiny-gpt2", "nnzoo/tiny-llama"):
     model = LanguageModel(name)
     is_llama = "llama" in name
