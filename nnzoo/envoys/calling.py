@@ -58,6 +58,20 @@ def module_call(model: "LanguageModel", path: str) -> ModuleCall:
     return _call(found)
 
 
+def native_module(envoy: "Envoy") -> Any:
+    """What an envoy stands for in the native model. AttributeError where that has no module of its own there."""
+    node, native = envoy._node, envoy._root._model
+    if node.is_hook:
+        value: Any = node.entry.output
+        return native.hook_points[value.hook.format(i=envoy._layer)]
+    if node.module is not None:
+        return native.get_submodule(node.module.format(i=envoy._layer))
+    path = envoy._path
+    parts = [f"{path}.{name}._module" for name, child in node.children.items() if child.module is not None]
+    instead = f"there is {', '.join(parts)}" if parts else f"{path}(value) is what it gives"
+    raise AttributeError(f"{path} is no module of nnzoo's own model, model._model, so it has no _module; {instead}")
+
+
 def _native(envoy: "Envoy") -> Callable[..., Tensor]:
     return _function(envoy, envoy._root._model)
 
