@@ -34,6 +34,7 @@ from nnzoo.weights.paths import paths_of
 from nnzoo.weights.saving import save
 
 NATIVE = {"return_type", "loss_per_token", "cache", "stop_at_layer"}  # what a run of the model takes beside its prompt
+OF_A_PROCESS = {"lock", "_watched", "_tracer", "_session", "_facts"}  # what a pickle has not
 
 
 class LanguageModel(TracedModel):
@@ -162,19 +163,36 @@ class LanguageModel(TracedModel):
             setattr(tokenizer, name, value)
         self._tokenizer = tokenizer
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "LanguageModel":
-        """A model with weights of its own, and copies of the modules that were put into it.
+    # --- copies --------------------------------------------------------------------------------------------------
 
-        Raises NotImplementedError where edits may use those modules: they would go on using the old ones.
-        """
-        if self.edits and self._attached:
-            raise NotImplementedError("edits use the modules that were put into the model: copy it first, then edit")
+    def __copy__(self) -> "LanguageModel":
+        """A model that shares the weights, and the lock: passes of both come one after the other."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LanguageModel":
+        """A model with weights of its own, and copies of the modules that were put into it; edits use the copies."""
         other = copy(self)
         memo[id(self)] = other
-        for name in ("_weights", "_attached", "_skeleton", "_tokenizer"):
+        memo.update({id(one): one for edit in self.edits for one in edit.constants if not one.is_leaf})
+        for name in ("_weights", "_attached", "_skeleton", "_tokenizer", "edits"):
             setattr(other, name, deepcopy(getattr(self, name), memo))
         other._begin()
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: settings, edits, your own modules, and the weights if they have been read.
+
+        Those that have not are read where it is unpickled, from the same folder or the same commit of the Hub. A token
+        of the Hub is left out: log in there, or set HF_TOKEN.
+        """
+        return {name: value for name, value in vars(self).items() if name not in OF_A_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        mount()
+        self._begin()
 
     def hook_table(self, layer: int | None = None) -> HookTable:
         """Every hook point with its shape and its path in a trace; those of blocks once, or those of one block.

@@ -50,6 +50,20 @@ class TestModules:
         assert all(model.get(name) in places for name in names)
         assert model.blocks[1].attn == model.get(BLOCKS[family])[1].get("attn" if family == "gpt2" else "self_attn")
 
+    @ids(PLAIN)
+    def test_an_envoy_has_the_native_module_by_nnsights_name(self, family: str, setting: str) -> None:
+        model = model_of(family)
+        for name, module in model._model.named_modules():
+            assert model.get(name)._module is module if name else model._module is module
+        assert model.get("blocks.1.hook_resid_pre")._module is model._model.blocks[1].hook_resid_pre
+
+    def test_where_the_native_model_has_no_module_an_error_says_what_there_is(self, model: LanguageModel) -> None:
+        with pytest.raises(AttributeError, match=r"transformer is no module .* there is transformer\.wte\._module, "):
+            _ = model.transformer._module
+        with pytest.raises(AttributeError, match=r"h\.1\.mlp\.act is no .*; transformer\.h\.1\.mlp\.act\(value\) is"):
+            _ = model.transformer.h[1].mlp.act._module
+        assert not hasattr(model.transformer, "_module") and not hasattr(model, "_modules")
+
     def test_blocks_are_counted_sliced_and_iterated(self, model: LanguageModel) -> None:
         h = model.transformer.h
         assert len(h) == 3 and [block.path for block in h] == [f"transformer.h.{i}" for i in range(3)]

@@ -167,14 +167,14 @@ class TestCopying:
         assert torch.equal(logits, before) and logits.dtype == torch.float64 and model.dtype == torch.float64
         assert torch.equal(bias, other.transformer.h[0].mlp.c_fc.bias) and error(changed.double(), logits) > 1e-3
 
-    def test_edits_that_may_use_the_old_modules_are_refused(self) -> None:
+    def test_a_parameter_is_edited_in_place_as_in_a_module(self) -> None:
         model = fresh()
-        with model.edit(inplace=True):
-            model.transformer.h[0].mlp.output[:] = 0
-        assert torch.equal(copy.deepcopy(model)(TOKENS), model(TOKENS))
-        model.transformer.h[0].probe = nn.Linear(48, 1)
-        with pytest.raises(NotImplementedError, match="copy it first, then edit"):
-            copy.deepcopy(model)
+        before = model.lm_head.weight.detach().clone()
+        with torch.no_grad():
+            model.lm_head.weight *= 2
+        assert torch.equal(model._model.unembed.weight, before * 2)
+        with pytest.raises(AttributeError, match="edit it in place"):
+            model.lm_head.weight = nn.Parameter(before)
 
 
 class TestCalling:

@@ -54,6 +54,15 @@ def gradients() -> None:
         (above * 2).save()
 
 
+def gradients_that_are_set() -> None:
+    with MODEL.trace(IDS):
+        hidden, earlier = MODEL.transformer.h[1].output[0], MODEL.transformer.h[0].output[0]
+        with MODEL.lm_head.output.sum().backward():
+            hidden.grad = hidden.grad * 2
+            hidden.grad[:, 0] = 0
+            earlier.grad.save()
+
+
 def invokes() -> None:
     with MODEL.trace() as tracer:
         with tracer.invoke(IDS[:1]):
@@ -85,6 +94,7 @@ def generation() -> None:
         hooks,
         trace,
         gradients,
+        gradients_that_are_set,
         invokes,
         traced_cache,
         generation,

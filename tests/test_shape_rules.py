@@ -218,26 +218,31 @@ import sys, torch, einops
 from torch.nn import functional as F
 from nnzoo import LanguageModel
 
-def check(what):
+def check(what, graph=None):
     found = {"sympy", "torch._dynamo"} & set(sys.modules)
     assert not found, f"{what} imports {found}"
+    if graph is not None:
+        type(graph).from_bytes(graph.to_bytes()).run(model)
+        check(f"{what}, run again as a stored graph,")
 
-prompt = torch.tensor([[5, 9, 2]])  # of text, transformers' tokenizers would be imported, and they import it all
+prompt = torch.tensor([[5, 9, 2]])
 for name in ("nnzoo/tiny-gpt2", "nnzoo/tiny-llama"):
     model = LanguageModel(name)
     is_llama = "llama" in name
     layers = model.model.layers if is_llama else model.transformer.h
     norm = model.model.norm if is_llama else model.transformer.ln_f
-    with model.trace(prompt):
+    with model.trace(prompt) as tracer:
         lens = [model.lm_head(norm(layer.output[0]))[:, -1].softmax(-1).topk(3).values.save() for layer in layers]
-    check("a logit lens")
-    with model.trace(prompt):
+        graph = tracer.graph
+    check("a logit lens", graph)
+    with model.trace(prompt) as tracer:
         h = layers[1].output[0]
         h[:] = h * 2
         h[:, -1] += 3 * F.normalize(h[:, 0], dim=-1)
         h[:, [0, 1]] = h[:, [0, 1]] / 2 - h.mean((0, 1))
         loss = F.cross_entropy(model.lm_head.output[0], torch.zeros(h.shape[1], dtype=torch.long)).save()
-    check("steering")
+        graph = tracer.graph
+    check("steering", graph)
     with model.trace() as tracer:
         with tracer.invoke(prompt):
             clean = layers[0].output[0][:, -1]
@@ -245,14 +250,16 @@ for name in ("nnzoo/tiny-gpt2", "nnzoo/tiny-llama"):
             layers[0].output[0][:, -1] = clean
             logits = model.lm_head.output.log_softmax(-1)
             kl = F.kl_div(logits[0], logits[0], log_target=True, reduction="batchmean").save()
-    check("patching")
-    with model.trace(prompt):
+        graph = tracer.graph
+    check("patching", graph)
+    with model.trace(prompt) as tracer:
         h = layers[1].output[0]
         h.requires_grad_(True)
         with (model.lm_head.output[:, -1, 3] - model.lm_head.output[:, -1, 5]).sum().backward():
             attribution = (h.grad * h).sum(-1).save()
-    check("gradients")
-    with model.trace(prompt):
+        graph = tracer.graph
+    check("gradients", graph)
+    with model.trace(prompt) as tracer:
         h = layers[1].output[0]
         heads = einops.rearrange(h, "b p (n d) -> b n p d", n=2)
         scores = einops.einsum(heads, heads, "b n q d, b n k d -> b n q k") / heads.shape[-1] ** 0.5
@@ -270,10 +277,11 @@ for name in ("nnzoo/tiny-gpt2", "nnzoo/tiny-llama"):
             h.exp().log1p(), h.logsumexp(-1), h.roll(1, 1),
         ]
         kept = [one.save() for one in kept]
-    check("one of the many operations")
+        graph = tracer.graph
+    check("one of the many operations", graph)
 """
 
 
-def test_first_traces_do_not_wait_for_pytorchs_compiler() -> None:
+def test_first_traces_and_replays_do_not_wait_for_pytorchs_compiler() -> None:
     ran = subprocess.run([sys.executable, "-c", FIRST_TRACES], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -1,5 +1,6 @@
 """A checkpoint: config and tokenizer at once, weights when asked."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from nnzoo.architectures.hooked_model import HookedModel
-from nnzoo.weights.config import Config, Origin, read_config, read_origin
+from nnzoo.weights.config import FAMILIES, Config, Origin, read_config, read_origin
 from nnzoo.weights.hub import TOKENIZER_FILES, Access, download, download_weights, local_folder
 from nnzoo.weights.tensors import dtype_of, has_weights, load_weights, stored_tensors
 
@@ -100,7 +101,25 @@ def load(
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a local folder, by transformers' AutoTokenizer; the network is not asked."""
+    """The tokenizer of a local folder, as transformers' AutoTokenizer gives it; the network is not asked."""
+    if _is_generic(Path(folder)):  # the same without AutoTokenizer, whose import and search take some seconds
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _is_generic(folder: Path) -> bool:
+    """Whether a folder says that its tokenizer is tokenizer.json and no class of its own."""
+    if not (folder / "tokenizer.json").is_file() or (folder / "tekken.json").is_file():  # Mistral's own format
+        return False
+    try:
+        config, settings = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", "tokenizer_config.json")
+        )
+        known = config["model_type"] in FAMILIES  # for some others AutoTokenizer does not believe the folder
+        return known and settings["tokenizer_class"] == "PreTrainedTokenizerFast" and "auto_map" not in settings
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # AutoTokenizer says what is wrong

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nnzoo.weights.config import contents
 from nnzoo.weights.tensors import INDEX, PICKLES, SINGLE, pickle_error, read_index
@@ -36,6 +37,13 @@ class Access:
     cache_dir: str | Path | None = None
     token: str | bool | None = None
     local_files_only: bool | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: no secret."""
+        return {**vars(self), "token": None if isinstance(self.token, str) else self.token}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 def resolve(

@@ -1,6 +1,7 @@
 """A module of the model applied to a value, outside of any pass: `model.lm_head(model.transformer.ln_f(hidden))`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -27,15 +28,14 @@ def apply(envoy: "Envoy", args: tuple, kwargs: dict[str, Any], *, hook: bool) ->
         args, kwargs = map_tensors(recorder.constant, (args, kwargs))
         lazy = first_lazy((args, kwargs))
     if lazy is None:
-        return _function(envoy, envoy._root._model)(*args, **kwargs)
+        return _native(envoy)(*args, **kwargs)
 
     call = _call(envoy)
     return lazy._recorder.record(call, args, kwargs, shapes=call.shapes)
 
 
 def _call(envoy: "Envoy") -> ModuleCall:
-    root = envoy._root
-    return ModuleCall(envoy._place, lambda: _function(envoy, root._model), _function(envoy, root.skeleton))
+    return ModuleCall(envoy._place, partial(_native, envoy), _function(envoy, envoy._root.skeleton))
 
 
 def module_call(model: "LanguageModel", path: str) -> ModuleCall:
@@ -56,6 +56,24 @@ def module_call(model: "LanguageModel", path: str) -> ModuleCall:
             raise LookupError(f"there is no module {path!r:.80}")
     _check(found, hook=False)
     return _call(found)
+
+
+def native_module(envoy: "Envoy") -> Any:
+    """What an envoy stands for in the native model. AttributeError where that has no module of its own there."""
+    node, native = envoy._node, envoy._root._model
+    if node.is_hook:
+        value: Any = node.entry.output
+        return native.hook_points[value.hook.format(i=envoy._layer)]
+    if node.module is not None:
+        return native.get_submodule(node.module.format(i=envoy._layer))
+    path = envoy._path
+    parts = [f"{path}.{name}._module" for name, child in node.children.items() if child.module is not None]
+    instead = f"there is {', '.join(parts)}" if parts else f"{path}(value) is what it gives"
+    raise AttributeError(f"{path} is no module of nnzoo's own model, model._model, so it has no _module; {instead}")
+
+
+def _native(envoy: "Envoy") -> Callable[..., Tensor]:
+    return _function(envoy, envoy._root._model)
 
 
 def _function(envoy: "Envoy", model: HookedModel) -> Callable[..., Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nnzoo.architectures.html import page
 from nnzoo.envoys.attached import Attached
-from nnzoo.envoys.calling import apply
+from nnzoo.envoys.calling import apply, native_module
 from nnzoo.envoys.names import check_free, join, missing, no_such_assignment, part_of_the_model
 from nnzoo.envoys.outputs import Outputs
 from nnzoo.envoys.printing import sizes_of, tree_text
@@ -230,6 +230,8 @@ class Envoy(WeightMethods):
         return None if module is None else Attached(self._root, join(self._path, name), module)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_module":  # nnsight's name for what an envoy stands for
+            return native_module(self)
         if name.startswith("_"):
             raise AttributeError(name)
         found = self._find(name)
@@ -249,7 +251,8 @@ class Envoy(WeightMethods):
             self._set_other(name, value)
 
     def _set_other(self, name: str, value: Any) -> None:
-        raise no_such_assignment(self, name)
+        if name not in self._node.parameters or value is not self._find(name):  # else it was edited in place: bias += 1
+            raise no_such_assignment(self, name)
 
     def __delattr__(self, name: str) -> None:
         if self._root._attached.pop(join(self._place, name), None) is None:

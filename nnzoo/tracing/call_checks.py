@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnzoo.tracing.arguments import flat, name_of, to_meta
+from nnzoo.tracing.effects import watched
 from nnzoo.tracing.functions import GraphError
 from nnzoo.tracing.graph import Node
 from nnzoo.tracing.infer import at_any_position, map_tensors, told_by_shapes
@@ -51,9 +52,11 @@ def check_edits(fn: Callable, args: tuple, kwargs: dict, target: Node | None, we
             owners[id(one)] = one
         return fresh[id(one)]
 
-    with told_by_shapes(), torch.no_grad():
-        result = fn(*at_any_position(fn, _mapped(args, stand_in)), **_mapped(kwargs, stand_in))
-    changed = [owners[key] for key, t in fresh.items() if t._version]
+    args_there, kwargs_there = at_any_position(fn, _mapped(args, stand_in)), _mapped(kwargs, stand_in)
+    with told_by_shapes(), torch.inference_mode():  # the stand-ins, made outside, still count how often they are edited
+        result, watch = watched(fn, args_there, kwargs_there)
+    seen = watch.changed([*fresh.values()])
+    changed = [owners[key] for n, (key, t) in enumerate(fresh.items()) if t._version or n in seen]
     if name_of(fn) == "detach_":  # it edits no number, so PyTorch does not count it
         changed = [*args[:1]]
     if changed != ([] if target is None else [target]):

@@ -23,7 +23,7 @@ from nnzoo.tracing.arguments import edited, name_of
 from nnzoo.tracing.edits import Edit, Part
 from nnzoo.tracing.entries import Parameter, about
 from nnzoo.tracing.functions import GraphError, ModuleCall, decode_function, encode_function
-from nnzoo.tracing.graph import NOTHING, Line, Node, Storage
+from nnzoo.tracing.graph import Line, Node, named
 from nnzoo.tracing.lengths import OPERATORS, SIZES, Length
 from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.stored_tensors import TensorStore, is_sizes, restored_tensors, weight_of
@@ -223,7 +223,7 @@ class _Reader:
     def _results(self, data: Any, line: Line, *, sizes: bool = False) -> tuple[Any, ...]:
         for number in _list(data["results"]):
             if _count(number) not in self._known:
-                node = object() if sizes else Node(index=number, needs=NOTHING, storage=Storage(), line=line)
+                node = object() if sizes else named(number, line)
                 self._known[number] = node
             _check(isinstance(self._known[number], Node) != sizes, f"%{number} is a size, or none")
         return tuple(self._known[number] for number in data["results"])

@@ -7,6 +7,9 @@ of a later trace plays them (playback.py).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from nnzoo.tracing.arguments import operands
 from nnzoo.tracing.graph import Line
 from nnzoo.tracing.recorder import TraceError
 from nnzoo.tracing.tape import Tape
@@ -38,6 +41,13 @@ class Edit:
 
     parts: tuple[Part, ...]
     custom: Line | None  # an autograd.Function in it, whose backward was not recorded
+
+    @property
+    def constants(self) -> Iterator[Tensor]:
+        """The real tensors that it uses."""
+        for part in self.parts:
+            for entry in part.tape.entries:
+                yield from operands(list(vars(entry).values()))[1]
 
     def check(self) -> None:
         """Raise TraceError where a value of a loop over steps is used outside of it: it is another one at each step."""

@@ -31,9 +31,14 @@ class Backward(Node):
     flowing: list["Flowing"] = field(default_factory=list)  # gradients that its body looks at
     inside: list[Node] = field(default_factory=list)  # what was recorded in its body
     changes: list[Node] = field(default_factory=list)  # of that: what changes gradients
+    instead: dict["Flowing", Node] = field(default_factory=dict)  # what flows on, where it has been set
 
     def sources(self) -> tuple[Node, ...]:
         return (*super().sources(), *self.changes)
+
+    def current(self, flowing: "Flowing") -> Node:
+        """The node of what flows on."""
+        return self.instead.get(flowing, flowing)
 
     def run_in(self, run: Run) -> None:
         run.differentiations -= 1
@@ -55,13 +60,14 @@ class Backward(Node):
         for node in self.inside:
             if node in run.needed and node not in run.done and all(one in run.done for one in node.inputs + node.after):
                 run.run(node)
-        if place.current is place:
+        current = self.current(place)
+        if current is place:
             return gradient
-        if place.current not in run.done:
+        if current not in run.done:
             raise TraceError(
-                f"the gradient set at {place.current.line} needs another one that comes later in the backward pass"
+                f"the gradient set at {current.line} needs another one that comes later in the backward pass"
             )
-        return run.take(place.current)
+        return run.take(current)
 
     def __str__(self) -> str:
         return "backward"
@@ -88,12 +94,6 @@ class Flowing(Given):
     """The gradient of a value as it flows by in one backward pass."""
 
     of: Node
-    instead: Node | None = None  # what flows on, where it has been set
-
-    @property
-    def current(self) -> Node:
-        """The node of what flows on."""
-        return self if self.instead is None else self.instead
 
     def __str__(self) -> str:
         return f"gradient of {self.of}"
@@ -209,7 +209,7 @@ class Gradients:
 
     def _gradient_of(self, lazy: LazyTensor) -> Node:
         if self._open is not None:
-            return self._flowing(lazy._node, self._open).current
+            return self._open.current(self._flowing(lazy._node, self._open))
         last = next((one for one in reversed(self.backwards) if self._concerns(one, lazy._node)), None)
         node = self._node(Gradient, lazy._node, last)
         if last is None:
@@ -242,7 +242,7 @@ class Gradients:
             raise TraceError(".grad is set inside `with loss.backward():`, where what is set flows on")
         flowing = self._flowing(lazy._node, backward)
         source = self._node_of(value)
-        if source is flowing.current:
+        if source is backward.current(flowing):
             return
         if source.meta.shape != flowing.meta.shape:
             raise HookShapeError(f"the gradient of {lazy!r} cannot be set to one {list(source.meta.shape)}")
@@ -251,7 +251,7 @@ class Gradients:
     def _flow_on(self, backward: Backward, flowing: Flowing, source: Node) -> None:
         node = self._recorder.add(Redirect, (source,), storage=source.storage, meta=source.meta, flowing=flowing)
         node.needs = together((node, flowing))
-        flowing.instead = node
+        backward.instead[flowing] = node
         backward.changes.append(node)
 
     def _node_of(self, value: Tensor) -> Node:

@@ -123,8 +123,20 @@ class Node:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.index}: {self}>"
 
+    def __reduce__(self) -> tuple:
+        """Of a node on a tape its copies and pickles keep what a tape needs: that it is one and the same, and its line.
+
+        What it was made of is a chain that may be too long for either.
+        """
+        return named, (self.index, self.line)
+
     def sources(self) -> tuple["Node", ...]:
         return self.inputs + self.after
+
+
+def named(index: int, line: Line) -> Node:
+    """A node that stands for a value and for nothing else."""
+    return Node(index=index, needs=NOTHING, storage=Storage(), line=line)
 
 
 @dataclass(eq=False, kw_only=True, repr=False)

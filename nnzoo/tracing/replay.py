@@ -238,7 +238,7 @@ class _Replay:
         if not isinstance(flowing, Flowing):
             raise GraphError(f"%{by} is no gradient that flows by")
         (backward,) = [one for one in flowing.after if isinstance(one, Backward)]
-        if len(self._nodes) >= self._program.entries[backward.index].end or source is flowing.current:
+        if len(self._nodes) >= self._program.entries[backward.index].end or source is backward.current(flowing):
             raise GraphError("a gradient is set inside its backward pass's body, to another value")
         if source.meta.shape != flowing.meta.shape:
             raise GraphError(f"a gradient {list(flowing.meta.shape)} cannot be set to {list(source.meta.shape)}")

@@ -73,6 +73,14 @@ class Do:
     def uses(self) -> tuple[Any, ...]:
         return (*operands((self.args, self.kwargs))[0], *keys((self.args, self.kwargs)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        is_attribute = getattr(self.fn, "__name__", "") == "__get__"  # of a tensor; what reads it has no name in Python
+        return vars(self) | {"fn": name_of(self.fn) if is_attribute else self.fn}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        fn = state["fn"]
+        vars(self).update(state, fn=getattr(Tensor, fn).__get__ if isinstance(fn, str) else fn)
+
 
 @dataclass(frozen=True)
 class Watch:
