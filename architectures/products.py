@@ -45,9 +45,9 @@ def followed() -> Iterator[None]:
         _followed.reset(token)
 
 
-def choice() -> tuple[bool, bool]:
-    """What the library depends on beside the operands: whether PyTorch chooses it, and whether oneDNN is allowed."""
-    return _chosen_by_pytorch.get(), torch._C._get_mkldnn_enabled()
+def choice() -> tuple[bool, bool, int]:
+    """What the way depends on beside the operands: whether PyTorch chooses it or oneDNN is allowed, and the threads."""
+    return _chosen_by_pytorch.get(), torch._C._get_mkldnn_enabled(), torch.get_num_threads()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

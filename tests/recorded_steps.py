@@ -73,9 +73,9 @@ def counted() -> Iterator[SimpleNamespace]:
         counts.made += 1
         return written(tape, work)
 
-    def replay(stretch: TapedStretch, x: Tensor) -> Tensor:
+    def replay(stretch: TapedStretch, x: Tensor, calls: list[Call]) -> Tensor:
         counts.replays += 1
-        return replayed(stretch, x)
+        return replayed(stretch, x, calls)
 
     with patch.object(Tape, "written", write), patch.object(TapedStretch, "_replayed", replay):
         yield counts

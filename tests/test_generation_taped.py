@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from families import N_CTX, PLAIN, folder, ids, ours, prompt
 from nnzoo import LanguageModel
-from nnzoo.architectures import products
+from nnzoo.architectures import hooked_model, products
 from nnzoo.architectures.attention import ContextLengthError
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import Edit
 from nnzoo.generation import taped
 from nnzoo.generation.loop import options_for, run
 from nnzoo.generation.recorded import WORTH, recorded
+from nnzoo.generation.steps import Listeners
 from nnzoo.generation.taped import KEPT, MUCH, Taped
 from nnzoo.generation.tapes import Tape
 from recorded_steps import NEW, PADDED, TOKENS, Keeping, counted, decoded, listened, plainly
@@ -246,9 +247,8 @@ def test_a_tape_that_gives_other_numbers_is_warned_of_and_does_without(listening
 
 
 def test_a_step_that_cannot_be_taped_runs_as_usual(monkeypatch):
-    model = ours("llama", "default")
-    finish = model.finish
-    monkeypatch.setattr(type(model), "finish", lambda self, x: finish(x) * (x.sum().item() > -1e9))
+    model, linear = ours("llama", "default"), hooked_model.linear
+    monkeypatch.setattr(hooked_model, "linear", lambda x, *weights: linear(x, *weights) * (x.sum().item() > -1e9))
     usual = plainly(decoded, model)
     with pytest.warns(UserWarning, match="since recording them failed: aten.item"):
         same(decoded(model), usual)
@@ -307,7 +307,7 @@ def test_few_tapes_are_kept():
     model = ours("gpt2", "default")
     for rows in range(1, KEPT + 4):
         decoded(model, prompt(rows, 4))
-        assert len(taped._kept[model]) == min(rows, KEPT)
+        assert len(taped._kept[Listeners.of(model)]) == min(rows, KEPT)
     with counted() as tapes:
         decoded(model, prompt(KEPT + 3, 4))
         assert not tapes.made
@@ -344,7 +344,7 @@ def test_a_generation_keeps_nothing_of_itself_and_the_model_is_not_kept(how):
         if how != "done":
             gc.collect()  # of an error's frames
         assert len(gone) == 5 and not any(one() is not None for one in gone[2:])
-        (kept,) = taped._kept[model]
+        (kept,) = taped._kept[Listeners.of(model)]
         assert not kept.is_taken and kept.common.way is None
         assert not any(x.numel() for x in kept.common.tape._found) and not kept.common.tape._live
         del model, kept

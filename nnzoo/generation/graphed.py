@@ -12,7 +12,7 @@ from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.generation.cuda_graphs import Recording
 from nnzoo.generation.recordings import Recorded, Stretch, compare, fail
-from nnzoo.generation.steps import BEGIN, Way, between
+from nnzoo.generation.steps import BEGIN, Listeners, Way, between
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +45,10 @@ class Graphed(Recorded):
         cache: KVCache,
         record: Callable[[Callable[[], Tensor]], Recording],
         *,
+        listeners: Listeners,
         alone: bool,
     ) -> None:
-        super().__init__(model, cache, alone=alone)
+        super().__init__(model, cache, listeners=listeners, alone=alone)
         self._record = record
         self._fixed: FixedCache | None = None
 

@@ -16,9 +16,9 @@ def recorded(model: HookedModel, cache: KVCache, new_tokens: int, *, alone: bool
 
     `alone`: between two steps nothing runs that could change the model, or begin to listen.
     """
-    if new_tokens < WORTH or len(Listeners.of(model).devices) > 1:
+    if new_tokens < WORTH or len((listeners := Listeners.of(model)).devices) > 1:
         return None
     device = model.device.type
     if device in RECORDERS:
-        return Graphed(model, cache, RECORDERS[device](model.device), alone=alone)
-    return Taped(model, cache, alone=alone) if device == "cpu" else None
+        return Graphed(model, cache, RECORDERS[device](model.device), listeners=listeners, alone=alone)
+    return Taped(model, cache, listeners=listeners, alone=alone) if device == "cpu" else None

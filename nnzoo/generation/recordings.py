@@ -35,13 +35,13 @@ class Recorded(ABC):
 
     A step is recorded when it has run as usual once with the same listeners. What was recorded is compared with the
     usual step; where that fails, a warning says why, and all goes on as usual. A module or a parameter that is
-    replaced, or a parameter whose memory is, ends all recordings there are.
+    replaced, or a parameter whose memory is, ends all recordings there are. What else a module does, by an attribute or
+    a method, is what it did when the generation began.
     `alone`: where nobody listens, nothing but this runs between two steps, so nobody will listen at the next.
     """
 
-    def __init__(self, model: HookedModel, cache: KVCache, *, alone: bool) -> None:
-        self._model, self._cache, self._alone = model, cache, alone
-        self._listeners = Listeners.of(model)
+    def __init__(self, model: HookedModel, cache: KVCache, *, listeners: Listeners, alone: bool) -> None:
+        self._model, self._cache, self._alone, self._listeners = model, cache, alone, listeners
         self._found: dict[tuple, Mapping[int, Stretch]] = {}  # by the parts where somebody listens, and inference mode
         self._before: tuple | None = None  # those of the step before
         self._failures: list[str] = []  # one is enough

@@ -2,24 +2,24 @@
 
 from collections.abc import Collection, Iterator
 from itertools import pairwise
-from operator import getitem
+from operator import getitem, is_
+from types import FunctionType, MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules import module as pytorch
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from nnzoo.architectures.hooked_model import HookedModel
-from nnzoo.architectures.hooks import HookPoint
 from nnzoo.architectures.kv_cache import KVCache
 
 BEGIN = -1  # the part before block 0; a block's number is its own, and that of the part which ends a step comes next
-State = list[int]  # which modules and parameters a model has, and where these lie
 KNOWN = ("nnzoo.architectures.", "torch.nn.modules.")  # modules that do the same at every call
+OURS = ("nnzoo.", "torch.")  # functions that do
+STEP = ("begin", "span", "finish")  # what a model itself does in a step
 
 
 def next_logits(
@@ -55,11 +55,13 @@ class Way:
 class Listeners:
     """The parts of a model's step in which somebody listens, so that Python has to run in them at every step.
 
-    Hook points count, PyTorch's own hooks, and modules of other makes, which may do anything.
+    Hook points count, PyTorch's own hooks, and modules of other makes, which may do anything. A model has this itself:
+    a hook may know of the model, which would not go while anybody else has its hooks.
     """
 
     def __init__(self, model: HookedModel) -> None:
         last = len(model.blocks)
+        _, *self._modules = model.modules()  # not the model itself, which has this
         self._parts: dict[int, list[Collection]] = {part: [] for part in range(BEGIN, last + 1)}
         self._foreign: set[int] = set()
         for name, point in model.hook_points.items():
@@ -67,17 +69,23 @@ class Listeners:
         for name, module in model.named_modules():
             if name not in ("", "blocks"):
                 self._parts[_part(name, last)] += [module._forward_hooks, module._forward_pre_hooks]
-                if not type(module).__module__.startswith(KNOWN) or "forward" in vars(module):
-                    self._foreign.add(_part(name, last))
+            if name != "blocks" and _is_foreign(module):
+                self._foreign.add(_part(name, last))
         self._parts[BEGIN] += [pytorch._global_forward_hooks, pytorch._global_forward_pre_hooks]
-        # where weights, and other parts, are registered; not the modules, of which one is the model
-        named = [(d, key) for module in model.modules() for d in (module._parameters, module._modules) for key in d]
-        self._weights = _columns([(d, key) for d, key in named if isinstance(d[key], Tensor)])
-        self._others = _columns([(d, key) for d, key in named if not isinstance(d[key], Tensor | HookPoint)])
-        self.found = self._state()
+        # where weights, and other parts, are registered
+        named = [(d, key) for one in (model, *self._modules) for d in (one._parameters, one._modules) for key in d]
+        self._weights = _columns([(d, key) for d, key in named if _is_ordinary(d[key])])
+        self._others = _columns([(d, key) for d, key in named if not _is_ordinary(d[key])])
+        self._found = self._places(), [*map(getitem, *self._others)]  # the parts themselves: an id may be used again
+        own = [(vars(module), key) for module in self._modules for key in vars(module) if key[0] != "_"]
+        self._attributes = _columns(own)  # such as an epsilon
+        self._settings = self._set(model)
         self.devices = {p.device for p in model.parameters()}
         self.n_bytes = sum(p.nbytes for p in model.parameters())  # of weights
         self._all = [one for part in self._parts.values() for one in part]
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()  # a copy of the model, or one that is stored, has other modules
 
     def parts(self) -> tuple[int, ...]:
         """The parts where there are any now, in order."""
@@ -88,28 +96,68 @@ class Listeners:
     @classmethod
     def of(cls, model: HookedModel) -> "Listeners":
         """Those of a model as it is now."""
-        known = _known.get(model)
-        if known is None or not known.are_current:
-            known = _known[model] = cls(model)
+        known = vars(model).setdefault("_listeners", None)
+        if known is None or not (known.are_current and known.are_set_as_before(model)):
+            known = vars(model)["_listeners"] = cls(model)
         return known
 
     @property
     def are_current(self) -> bool:
         """Whether the model has the modules and the parameters that it had, and these are where they were."""
+        places, others = self._found
         try:
-            return self.found == self._state()
-        except (KeyError, TypeError):  # there is none, or it is no tensor
+            return places == self._places() and all(map(is_, others, map(getitem, *self._others)))
+        except (KeyError, TypeError, RuntimeError):  # there is none, or it is no tensor, or has no place
             return False
 
-    def _state(self) -> State:
-        return [*map(Tensor.data_ptr, map(getitem, *self._weights)), *map(id, map(getitem, *self._others))]
+    def are_set_as_before(self, model: HookedModel) -> bool:
+        """Whether all else is as it was that decides what they do; too much to ask at each step."""
+        sizes, values = self._settings
+        try:
+            new_sizes, new_values = self._set(model)
+        except KeyError:
+            return False
+        return sizes == new_sizes and all(map(is_, values, new_values))
+
+    def _places(self) -> list[int]:
+        return [*map(Tensor.data_ptr, map(getitem, *self._weights))]
+
+    def _set(self, model: HookedModel) -> tuple[list, list]:
+        """How weights lie, and how many parts and attributes there are; these, classes, and what the classes do."""
+        sizes: list[Any] = [(p.shape, p.stride()) for p in map(getitem, *self._weights)]
+        sizes += [(len(one._modules), len(vars(one))) for one in (model, *self._modules)]
+        values: list[Any] = [type(model), *(getattr(type(model), name) for name in STEP)]
+        values += [value for key, value in vars(model).items() if key[0] != "_"]
+        values += [point.hooks for point in model.hook_points.values()]
+        values += [x for one in self._modules for x in (type(one), type(one).forward, one._compiled_call_impl)]
+        return sizes, [*values, *map(getitem, *self._attributes)]
 
 
 def _columns(named: list[tuple[dict, str]]) -> tuple[list[dict], list[str]]:
     return [d for d, _ in named], [key for _, key in named]
 
 
-_known: WeakKeyDictionary[HookedModel, Listeners] = WeakKeyDictionary()
+def _is_ordinary(x: Any) -> bool:
+    """Whether it is a tensor whose numbers lie at its address, and nowhere else."""
+    return type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided
+
+
+def _is_foreign(module: nn.Module) -> bool:
+    """Whether a module may do something else at each call, or what no tape hears of; PyTorch's may in training."""
+    kind, own = type(module), vars(module)
+    if isinstance(module, HookedModel):
+        methods = [getattr(kind, name) for name in STEP]
+    else:
+        methods = [kind.forward]
+        if not kind.__module__.startswith(KNOWN) or "forward" in own or module._compiled_call_impl is not None:
+            return True
+        if module.training and kind.__module__.startswith("torch."):
+            return True
+    functions = methods + [value for value in own.values() if isinstance(value, FunctionType | MethodType)]
+    return not (
+        all(str(function.__module__).startswith(OURS) for function in functions)
+        and all(_is_ordinary(p) for p in module._parameters.values() if p is not None)
+    )
 
 
 def _part(name: str, last: int) -> int:

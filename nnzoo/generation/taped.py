@@ -13,8 +13,8 @@ from nnzoo.architectures import products
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.kv_cache import KVCache
 from nnzoo.generation.recordings import Recorded, Stretch, compare, fail
-from nnzoo.generation.steps import BEGIN, State, Way, between
-from nnzoo.generation.tapes import Call, LiveCache, Tape
+from nnzoo.generation.steps import BEGIN, Listeners, Way, between
+from nnzoo.generation.tapes import Call, LiveCache, Tape, check_class
 
 MUCH = 2**14  # numbers in the residual stream of a step: from there on its kernels are what takes the time
 HEAVY = 2**30  # bytes of weights: so long as to read them takes what Python does is not seen
@@ -25,7 +25,7 @@ class Taped(Recorded):
     """Steps of few numbers, by models that are read quickly: of others nothing would become faster.
 
     What was written for a generation serves the next one of as many prompts, when it is over. So a model's tapes, and
-    the weights that they have, go with the model, or at the first long generation after its weights have moved.
+    the weights that they have, go with the model, or at the first long generation after it has changed.
     """
 
     def _is_ready(self) -> bool:
@@ -37,8 +37,8 @@ class Taped(Recorded):
     ) -> Mapping[int, Stretch] | None:
         kind = (outside, mode, len(tokens), self._cache.mask is None, products.choice())
         with _lock:
-            kept = _kept.setdefault(self._model, [])
-            kept[:] = [one for one in kept if one.is_taken or (one.is_whole and one.state == self._listeners.found)]
+            kept = _kept.setdefault(self._listeners, [])
+            kept[:] = [one for one in kept if one.is_taken or one.is_whole]
             for one in kept:
                 if one.kind == kind and not one.is_taken:
                     one.take(self, self._cache, self._failures)
@@ -48,7 +48,7 @@ class Taped(Recorded):
             del kept[: max(0, len(kept) - KEPT + 1)]  # the oldest; who has taken one has its stretches
             common, parts = Common(self._model), list(between(outside, len(self._model.blocks)))
             stretches = {start: TapedStretch(common, start, stop) for start, stop in parts}
-            kept.append(Kept(kind, self._listeners.found, common, stretches))
+            kept.append(Kept(kind, common, stretches))
             kept[-1].take(self, self._cache, self._failures)
             return stretches
 
@@ -80,7 +80,6 @@ class Kept:
     """A step's stretches, which one generation at a time may take."""
 
     kind: Hashable
-    state: State  # of the model
     common: Common
     stretches: "Mapping[int, TapedStretch]"
     taken_by: weakref.ref | None = None
@@ -99,7 +98,8 @@ class Kept:
         self.taken_by = weakref.ref(steps, self.common.end)
 
 
-_kept: weakref.WeakKeyDictionary[HookedModel, list[Kept]] = weakref.WeakKeyDictionary()
+# of a model as it is: when it has changed there are other listeners
+_kept: weakref.WeakKeyDictionary[Listeners, list[Kept]] = weakref.WeakKeyDictionary()
 _lock = Lock()
 
 
@@ -119,11 +119,11 @@ class TapedStretch(Stretch):
     def __call__(self, x: Tensor) -> Tensor:
         if self._common.failures:
             return self._usual(x)
-        return self._replayed(x) if self.is_written else self._written(x)
+        return self._written(x) if self._calls is None else self._replayed(x, self._calls)
 
-    def _replayed(self, x: Tensor) -> Tensor:
+    def _replayed(self, x: Tensor, calls: list[Call]) -> Tensor:
         self._input.copy_(x)
-        for call in self._calls or ():
+        for call in calls:
             call()
         return self._output.clone()  # the next replay writes where this one did
 
@@ -133,18 +133,18 @@ class TapedStretch(Stretch):
         assert common.cache is not None and common.way is not None
         seen = common.cache.layers[layer].seen if layer < len(common.cache.layers) else 0
         try:
+            check_class(x)
             self._input = x.clone()
             work = partial(common.way.go, self._input, self.start, self.stop)
             self._output, calls = common.tape.written(work)
             usual = self._output.clone()
             common.cache.rewind(layer, seen)
-            self._calls = calls
-            compare(replayed := self._replayed(x), usual)
+            compare(replayed := self._replayed(x, calls), usual)
         except RuntimeError as error:
-            self._calls = None
             fail(common.failures, error)
             common.cache.rewind(layer, seen)
             return self._usual(x)
+        self._calls = calls  # now it can be relied on, whatever has interrupted the comparison of another
         return replayed
 
     def _usual(self, x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ _WITH_OUT = {name: getattr(_FUNCTIONS, name) for name in "add addmm cat cos mean
 _WITH_OUT |= {"gelu": _NN.gelu, "silu": _NN.silu}
 _QUICK = {name: getattr(_FUNCTIONS, name) for name in ("embedding", "layer_norm", "native_layer_norm", "transpose")}
 _QUICK |= {"scaled_dot_product_attention": _NN.scaled_dot_product_attention}
+_NOTHING = torch.empty(0)  # made once: what lets go of a tape may run anywhere, under a mode that counts too
 _ATTENTION = "scaled_dot_product"  # in the names of operations that look at many keys, and whose result does not grow
 
 
@@ -78,6 +79,7 @@ class Tape(TorchDispatchMode):
             return function(*args)
         with self._resting():
             result = function(*map(self.now, args))
+        check_class(*_tensors(result))
         self._find_again(self._asked(function, args, {}), result)
         return result
 
@@ -98,7 +100,7 @@ class Tape(TorchDispatchMode):
     def forget(self) -> None:
         """Let go of what is live, until it is found again; what follows cannot use it."""
         self._live.clear()
-        self._found[:] = [torch.empty(0)] * len(self._found)
+        self._found[:] = [_NOTHING] * len(self._found)
 
     def __torch_dispatch__(self, fn: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -194,9 +196,17 @@ class LiveCache(StepCache):
 
     def _place(self) -> tuple[Tensor, Tensor | None]:
         assert self.cache is not None
-        any_token = torch.zeros(self.cache.layers[0].batch, 1, dtype=torch.long)
+        keys, _ = self.cache.layers[0].buffers
+        any_token = torch.zeros(len(keys), 1, dtype=torch.long, device=keys.device)  # not on the default device of then
         span = span_of(any_token, None, self.cache, n_ctx=self._n_ctx, window=self._window)
         return span.positions, span.mask
+
+
+def check_class(*values: Tensor) -> None:
+    """Raise RuntimeError for a class of its own: what is made of it is wrapped again, and not known for live."""
+    for x in values:
+        if type(x) is not Tensor:
+            raise RuntimeError(f"a tensor is of a class of its own, {type(x).__name__}")
 
 
 @cache
