@@ -180,6 +180,17 @@ class TestCache:
             theirs.forward(SHORT, read=["transformer.output"])["transformer.output"],
         )
 
+    @pytest.mark.parametrize("family", ["llama", "mistral"])
+    def test_a_path_that_begins_with_model_may_be_written_as_attributes(self, family: str) -> None:
+        model = LanguageModel(f"nnzoo/tiny-{family}")
+        with model.trace(torch.tensor([[3, 1, 4]])) as tracer:
+            cache = tracer.cache()
+        mlp = cache["model.model.layers.1.mlp"].output
+        assert mlp is cache.model.layers[1].mlp.output is cache.model.model.layers[1].mlp.output
+        assert torch.equal(cache.model.output, cache.model.lm_head.output)
+        with pytest.raises(AttributeError, match="no module 'layer'; did you mean layers"):
+            _ = cache.model.layer
+
     def test_what_cannot_be_is_refused(self) -> None:
         model = ours()
         for body, error, complaint in (

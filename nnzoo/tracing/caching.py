@@ -263,9 +263,12 @@ class CacheView:
     def __getattr__(self, name: str) -> "CacheView":
         if name.startswith("_"):
             raise AttributeError(name)
+        root = self._cache.model
         if self._module is None and name == "model":
-            return self._part(self._cache.model)
-        return self._part(getattr(self._cache.model if self._module is None else self._module, name))
+            return self._part(root)
+        if self._module is root and root._find(name) is None and "model" in root._node.children:
+            return self._part(getattr(root.model, name))  # cache.model.layers, as the module's own path goes
+        return self._part(getattr(root if self._module is None else self._module, name))
 
     def _part(self, module: Any) -> "CacheView":
         if not isinstance(module, Module):
