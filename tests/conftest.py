@@ -54,7 +54,7 @@ ALSO_REMOTE = set(
     test_analysis_changing test_contexts test_contexts_cache test_contexts_edit test_contexts_edit_modules
     test_contexts_saving test_generation_options test_tracing test_tracing_cost test_tracing_custom test_tracing_edits
     test_tracing_errors test_tracing_functions test_tracing_generation test_tracing_gradients test_tracing_numbers
-    test_tracing_shortcuts test_tracing_stop test_tracing_training test_tracing_turns
+    test_tracing_shortcuts test_tracing_step_lists test_tracing_stop test_tracing_training test_tracing_turns
     """.split()
 )
 

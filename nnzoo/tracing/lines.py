@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 import einops
 import jaxtyping
@@ -20,10 +21,26 @@ _LIBRARIES = (*_OURS, *(one.__path__[0] for one in (torch, einops, jaxtyping)), 
 
 def user_line() -> Line:
     """The innermost line that is neither ours, nor PyTorch's, nor a type checker's."""
+    frame = _users_frame()
+    return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def named_by_user() -> Iterator[Any]:
+    """What the user's code around that line can name: its variables, the globals it uses, and attributes of either."""
+    frame = _users_frame()
+    names = frame.f_code.co_names
+    for value in [*frame.f_locals.values(), *(frame.f_globals[name] for name in names if name in frame.f_globals)]:
+        yield value
+        own = getattr(value, "__dict__", None)
+        if isinstance(own, dict):
+            yield from [own[name] for name in names if name in own]
+
+
+def _users_frame() -> FrameType:
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_library(frame.f_code.co_filename):
         frame = frame.f_back
-    return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+    return frame
 
 
 @lru_cache(1024)  # notebooks have a file a cell

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from nnzoo.envoys.attached import note
 from nnzoo.tracing.recorder import TraceError
+from nnzoo.tracing.step_lists import StepLists
 from nnzoo.tracing.tape import Player, Tape
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Steps:
                 "a `with tracer.iter[...]` of several steps; write `for step in tracer.iter[...]`",
                 start=len(tracer.recorder.nodes),
             )
+            self._lists = StepLists()
         return self._steps[0] if len(self._steps) == 1 else AllAtOnce(self._steps)
 
     def __exit__(
@@ -117,12 +119,14 @@ class Steps:
         tracer = self._tracer
         tape, tracer.recorder.tape = tracer.recorder.tape, None
         if kind is None and tape is not None:
+            self._lists.end_first(tape.start)
             for step in self._steps[1:]:
                 tracer.step = step
                 player = self._player()
                 tape.play(player)
                 for values in tape.kept:
                     values.append(player.value(values.first._node).save())
+                self._lists.step(player.value)
         tracer.step = self._before
 
     def _player(self) -> Player:
