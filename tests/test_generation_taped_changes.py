@@ -6,6 +6,7 @@ import pickle
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import wraps
 from unittest.mock import patch
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook
 
 from families import ours
 from nnzoo.architectures.gpt2 import GPT2, MLP
@@ -93,7 +95,9 @@ def _one_more_block(model: HookedModel) -> None:
 
 
 def _other_hooks(model: HookedModel) -> None:
-    model.hook_points["blocks.1.hook_resid_mid"].hooks = [Edit(lambda value, hook: value / 2)]
+    calls: list[int] = []
+    edit = Edit(lambda value, hook: value / len(calls) if calls.append(1) is None else value)
+    model.hook_points["blocks.1.hook_resid_mid"].hooks = [edit]
 
 
 CHANGES = [
@@ -163,10 +167,16 @@ def test_modules_that_draw_in_training_draw_at_each_step(before, recwarn):
     assert not recwarn.list
 
 
-def test_a_compiled_module_stays_outside():
+def test_a_module_that_pytorch_has_made_another_of_stays_outside():
     model, calls = fresh(), []
     mlp = model.blocks[1].mlp
-    mlp._compiled_call_impl = lambda x: calls.append(1) or mlp.forward(x)  # as `compile()` sets it; no tape hears of it
+
+    @wraps(mlp._call_impl)
+    def call(x: Tensor) -> Tensor:
+        calls.append(1)
+        return mlp.forward(x)
+
+    mlp._compiled_call_impl = call  # as `compile()` sets it; no tape hears of what that does
     with counted() as tapes:
         found = decoded(model)
     assert tapes.made == 2 and len(calls) == found.steps
@@ -259,7 +269,9 @@ def test_a_copy_of_a_model_has_tapes_of_its_own(copied):
     model = fresh()
     model.blocks[1].mlp.act = F.relu  # a partial of a builtin function
     decoded(model)
+    handle = register_module_forward_hook(lambda module, args, out: out)  # no part of the model, and not to be stored
     other = copied(model)
+    handle.remove()
     other.blocks[1].attn.scale *= 3
     with counted() as tapes:
         same(decoded(other), plainly(decoded, other))

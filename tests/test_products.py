@@ -189,7 +189,9 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
-def test_blocks_of_d_in(blocks: list, two_threads: None):
+@pytest.mark.parametrize("threads", [2, BLOCKS])
+def test_blocks_of_d_in(blocks: list, two_threads: None, threads: int):
+    torch.set_num_threads(threads)
     in_blocks(values(2, MANY // 2, D_IN), values(D_IN, D_OUT).t(), None)
     assert blocks == [(BLOCKS, MANY, D_IN // BLOCKS, D_OUT)]
 

@@ -83,3 +83,17 @@ def test_a_tape_at_rest_writes_nothing():
     with tape:
         torch.ones(2) * 2
     assert tape.written(lambda: torch.ones(1))[0] == 1
+
+
+def test_products_of_any_layout_are_done_again():
+    x, weight, bias = torch.rand(4, 2, 3), torch.rand(5, 3), torch.rand(5)
+
+    def work() -> Tensor:
+        turned, vector = x.transpose(0, 1), nn.functional.linear(x, weight[0])
+        return nn.functional.linear(turned, weight, bias) + nn.functional.linear(turned, weight) + vector.t()[..., None]
+
+    with torch.inference_mode():
+        output, calls = Tape().written(work)
+        x.mul_(3)
+        again(calls)
+        torch.testing.assert_close(output, work())
