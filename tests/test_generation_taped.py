@@ -25,6 +25,8 @@ from nnzoo.generation.tapes import Tape
 from recorded_steps import NEW, PADDED, TOKENS, Keeping, counted, decoded, listened, plainly
 from test_generation_recorded import MODELS, OPTIONS
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # whole generations: checked calls would take ten times as long
+
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
