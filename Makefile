@@ -6,7 +6,7 @@
 #   make check   formatting, lint and types, then the tests
 #   make bench   speed, next to transformers
 #   make docs    the documentation as a site in site/, which can be read without a network
-#   make mutants mistakes planted in the models, one at a time: does the suite notice?
+#   make mutants mistakes planted, one at a time: does the suite notice?
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
