@@ -16,7 +16,7 @@ PRODUCTS = [
     Mutation("blocks_for_any_threads", "products.py", " and torch.get_num_threads() in (2, BLOCKS)", ""),
     Mutation("blocks_for_two_threads_only", "products.py", "in (2, BLOCKS)", "in (2, 2)"),
     Mutation("blocks_turned", "products.py", ".transpose(0, 1)\n", ".view(BLOCKS, -1, d_in // BLOCKS)\n"),
-    Mutation("products_with_gradients", "products.py", "and not torch.is_grad_enabled() and", "and"),
+    Mutation("products_with_gradients", "products.py", "and not torch.is_grad_enabled():", ":"),
     Mutation("products_of_few", "products.py", "x.numel() >= FEW * x.shape[-1]", "x.numel() > 0"),
     Mutation("products_under_modes", "products.py", "== int(_followed.get())", ">= 0"),
     Mutation("products_never_on_tapes", "products.py", "== int(_followed.get())", "== 0"),
