@@ -15,6 +15,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
 
+# The suite starts Python some two hundred times: a module is compiled by the first, and its asserts are rewritten once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: docs mutants demo test test-remote test-ray formatting lint types check bench format clean
 
 demo: $(INSTALLED)

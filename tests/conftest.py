@@ -1,5 +1,6 @@
 """What holds for the whole suite: offline, seeded, and with every annotated shape checked."""
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -23,7 +24,14 @@ install_import_hook([name for name, file in modules() if "jaxtyping" in file.rea
 
 settings.register_profile("nnzoo", deadline=None, derandomize=True)
 settings.load_profile("nnzoo")
+gc.disable()  # until all tests are collected: nothing is let go of that is imported until then
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other, and for whoever has the cores
+
+
+def pytest_collection_finish() -> None:
+    """From here on no search for garbage goes through half a million objects that were imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Lists that the body of a `with tracer.iter[...]` appends to have what a loop over the steps would append."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,19 @@ def test_lists_in_lists_dicts_attributes_and_globals(model: LanguageModel, expec
     assert not by_layer[0] and not by_name["other"]
     for one in (by_layer[1], by_name["one"], box.streams, found, probe.streams):
         assert same(one, expected)
+
+
+def test_lists_that_a_dict_makes(model: LanguageModel, expected: list[Tensor]) -> None:
+    by_layer: defaultdict[int, list[Any]] = defaultdict(list)
+    last: dict[str, list[Any]] = {}
+    with model.generate(prompt(1, 6), max_new_tokens=STEPS) as tracer:
+        by_layer[1].append("before")
+        with tracer.all():
+            for layer in (0, 1):
+                by_layer[layer].append(model.transformer.h[layer].output[0])
+            last["stream"] = [stream(model)]  # an assignment, which appends nothing
+    assert len(by_layer[0]) == STEPS and same(by_layer[1][1:], expected)
+    assert by_layer[1][0] == "before" and len(last["stream"]) == 1
 
 
 def test_a_list_that_nothing_of_the_body_went_into_stays_as_it_is(model: LanguageModel) -> None:

@@ -1,9 +1,10 @@
 """Lists that the body of a `with tracer.iter[...]` appends to: it runs once, and each step appends values of its own.
 
-with tracer.all():
-    states.append(model.transformer.h[1].output[0])
+    with tracer.all():
+        states.append(model.transformer.h[1].output[0])
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,20 +14,22 @@ from nnzoo.tracing.lines import named_by_user
 from nnzoo.tracing.tape import StepValues
 
 LONG = 10_000  # what is longer is not looked into for lists in it
-DEEP = 2
+DEEP = 2  # lists in a list, and those in them, are looked at
 
 
 class StepLists:
     """The lists that a body can name, as they are before it."""
 
     def __init__(self) -> None:
-        found = {id(one): one for value in named_by_user() for one in _lists(value, DEEP)}
-        self._before = [(one, len(one)) for one in found.values()]
+        found = {id(one): one for value in named_by_user() for one in _lists(value, DEEP)}.values()
+        self._before = [(one, len(one)) for one in found if isinstance(one, list)]
+        self._keys = [(one, set(one)) for one in found if isinstance(one, dict)]
         self._added: list[tuple[list, list]] = []
 
     def end_first(self, start: int) -> None:
         """The body has run, for the first step; its values are of nodes from `start` on."""
-        for one, before in self._before:
+        made = [one[key] for one, keys in self._keys for key in one if key not in keys and type(one[key]) is list]
+        for one, before in [*self._before, *((one, 0) for one in made)]:
             new = one[before:]
             if any(value._node.index >= start for value in _values(new)):
                 one[before:] = _mapped(new, lambda value: value)
@@ -38,11 +41,11 @@ class StepLists:
             one.extend(_mapped(new, lambda first: value(first._node)))
 
 
-def _lists(value: Any, depth: int) -> Iterator[list]:
-    """A value, if it is a list, and those in it."""
+def _lists(value: Any, depth: int) -> Iterator[list | defaultdict]:
+    """A value, if it is a list or what makes lists as they are asked for, and those in it."""
     if not isinstance(value, list | tuple | dict):
         return
-    if type(value) is list:
+    if type(value) is list or isinstance(value, defaultdict):
         yield value
     if depth and len(value) <= LONG:
         for part in tuple(value.values() if isinstance(value, dict) else value):
