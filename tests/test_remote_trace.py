@@ -173,6 +173,19 @@ def test_steps_that_only_read_are_asked_for_once(pair):
     assert 1 <= count <= 9 and len(pair.server.jobs) == 1
 
 
+def test_values_that_every_step_saves_come_in_a_list_that_is_not_saved(pair):
+    model = pair.there
+    saved, others = [], []
+    with model.generate(PROMPT, max_new_tokens=3, remote=True) as tracer:
+        with tracer.all():
+            saved.append(model.lm_head.output.save())
+            others.append(model.lm_head.output * 2)
+    assert [one.shape[:2] for one in saved] == [(1, 1)] * 3 and not torch.equal(saved[1], saved[2])
+    for other in others:
+        with pytest.raises(TraceError, match="save"):
+            _ = other + 0
+
+
 def test_the_server_learns_the_name_that_was_given(pair):
     _ = pair.there.generate(PROMPT, max_new_tokens=1, remote=True) + 0
     assert sent(pair)[0].fields["model"] == pair.there._checkpoint.name

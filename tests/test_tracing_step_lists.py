@@ -39,12 +39,18 @@ def same(a: list[Any], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
 
 
+def of_tuple(one: Any) -> Tensor:
+    assert isinstance(one, tuple)
+    return one[0]
+
+
 WAYS: dict[str, tuple[Callable[[LanguageModel], Any], Callable[[Any], Tensor]]] = {
     "a tensor": (stream, lambda one: one),
     "a saved one": (lambda model: stream(model).save(), lambda one: one),
     "a whole output": (lambda model: model.transformer.h[1].output, lambda one: one[0]),
     "a dict": (lambda model: {"stream": stream(model), "name": "h.1"}, lambda one: one["stream"]),
     "nested": (lambda model: [(stream(model), 1)], lambda one: one[0][0]),
+    "a tuple": (lambda model: (stream(model), 1), of_tuple),
 }
 
 
@@ -80,32 +86,37 @@ class Probe:
 
 def test_lists_in_lists_dicts_attributes_and_globals(model: LanguageModel, expected: list[Tensor]) -> None:
     by_layer: list[list[Any]] = [[], []]
+    by_layer_and_part: list[list[list[Any]]] = [[[]]]
     by_name: dict[str, list[Any]] = {"one": [], "other": []}
     box, probe = SimpleNamespace(streams=[]), Probe()
     found.clear()
     with model.generate(prompt(1, 6), max_new_tokens=STEPS) as tracer:
         with tracer.all():
             by_layer[1].append(stream(model))
+            by_layer_and_part[0][0].append(stream(model))
             by_name["one"].append(stream(model))
             box.streams.append(stream(model))
             found.append(stream(model))
     probe.run(model)
     assert not by_layer[0] and not by_name["other"]
-    for one in (by_layer[1], by_name["one"], box.streams, found, probe.streams):
+    for one in (by_layer[1], by_layer_and_part[0][0], by_name["one"], box.streams, found, probe.streams):
         assert same(one, expected)
 
 
 def test_lists_that_a_dict_makes(model: LanguageModel, expected: list[Tensor]) -> None:
     by_layer: defaultdict[int, list[Any]] = defaultdict(list)
     last: dict[str, list[Any]] = {}
+    single: defaultdict[int, Any] = defaultdict(list)
     with model.generate(prompt(1, 6), max_new_tokens=STEPS) as tracer:
         by_layer[1].append("before")
         with tracer.all():
             for layer in (0, 1):
                 by_layer[layer].append(model.transformer.h[layer].output[0])
+            single[0] = stream(model)
             last["stream"] = [stream(model)]  # an assignment, which appends nothing
     assert len(by_layer[0]) == STEPS and same(by_layer[1][1:], expected)
     assert by_layer[1][0] == "before" and len(last["stream"]) == 1
+    assert torch.equal(single[0], expected[0])
 
 
 def test_a_list_that_nothing_of_the_body_went_into_stays_as_it_is(model: LanguageModel) -> None:
@@ -116,6 +127,14 @@ def test_a_list_that_nothing_of_the_body_went_into_stays_as_it_is(model: Languag
             numbers.append(2)
             model.transformer.h[0].output[0][:] *= 1.0
     assert (len(early), len(inside)) == (1, 1) and numbers == [1, 2]
+
+
+def test_a_value_from_outside_comes_once_a_step(model: LanguageModel, expected: list[Tensor]) -> None:
+    with model.generate(prompt(1, 6), max_new_tokens=STEPS) as tracer:
+        first, streams = stream(model), []
+        with tracer.all():
+            streams.append(first)
+    assert same(streams, [expected[0]] * STEPS)
 
 
 def test_a_change_holds_at_the_steps_that_are_listed(model: LanguageModel) -> None:

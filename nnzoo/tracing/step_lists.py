@@ -1,7 +1,7 @@
 """Lists that the body of a `with tracer.iter[...]` appends to: it runs once, and each step appends values of its own.
 
-    with tracer.all():
-        states.append(model.transformer.h[1].output[0])
+with tracer.all():
+    states.append(model.transformer.h[1].output[0])
 """
 
 from collections import defaultdict
@@ -26,12 +26,12 @@ class StepLists:
         self._keys = [(one, set(one)) for one in found if isinstance(one, dict)]
         self._added: list[tuple[list, list]] = []
 
-    def end_first(self, start: int) -> None:
-        """The body has run, for the first step; its values are of nodes from `start` on."""
-        made = [one[key] for one, keys in self._keys for key in one if key not in keys and type(one[key]) is list]
+    def end_first(self) -> None:
+        """The body has run, for the first step."""
+        made = [one[key] for one, keys in self._keys for key in one if key not in keys and isinstance(one[key], list)]
         for one, before in [*self._before, *((one, 0) for one in made)]:
             new = one[before:]
-            if any(value._node.index >= start for value in _values(new)):
+            if _holds_values(new):
                 one[before:] = _mapped(new, lambda value: value)
                 self._added.append((one, new))
 
@@ -52,21 +52,17 @@ def _lists(value: Any, depth: int) -> Iterator[list | defaultdict]:
             yield from _lists(part, depth - 1)
 
 
-def _values(nested: Any) -> Iterator[LazyTensor]:
-    """The first step's values in lists, tuples and dicts."""
-    if isinstance(nested, StepValues):
-        yield nested.first
-    elif isinstance(nested, LazyTensor):
-        yield nested
-    elif isinstance(nested, list | tuple | dict):
-        for part in nested.values() if isinstance(nested, dict) else nested:
-            yield from _values(part)
+def _holds_values(nested: Any) -> bool:
+    """Whether there are values of a trace in lists, tuples and dicts."""
+    if isinstance(nested, list | tuple | dict):
+        return any(map(_holds_values, nested.values() if isinstance(nested, dict) else nested))
+    return isinstance(nested, LazyTensor)
 
 
 def _mapped(nested: Any, function: Callable[[LazyTensor], LazyTensor]) -> Any:
-    """The same with other values in their place; what was saved is so again."""
+    """The same with other values in their place."""
     if isinstance(nested, StepValues):
-        return function(nested.first).save()
+        return function(nested.first)
     if isinstance(nested, LazyTensor):
         return function(nested)
     if isinstance(nested, dict):

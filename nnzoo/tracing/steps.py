@@ -119,7 +119,7 @@ class Steps:
         tracer = self._tracer
         tape, tracer.recorder.tape = tracer.recorder.tape, None
         if kind is None and tape is not None:
-            self._lists.end_first(tape.start)
+            self._lists.end_first()
             for step in self._steps[1:]:
                 tracer.step = step
                 player = self._player()
