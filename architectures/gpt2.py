@@ -138,9 +138,8 @@ class MLP(Module):
         self.hook_post = HookPoint("batch pos d_mlp")
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        pre = self.hook_pre(self.up(x))
-        post = self.hook_post(self.act(pre))
-        return self.down(post)
+        neurons = self.hook_post(self.act(self.hook_pre(self.up(x))))
+        return self.down(neurons)
 
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
