@@ -207,6 +207,27 @@ def test_lists_that_variables_lead_to(model: LanguageModel, expected: list[Tenso
     assert all(same(one, expected) for one in found_there)
 
 
+class Lazy(dict):
+    def values(self) -> Any:
+        raise NotImplementedError("this would load everything")
+
+    __iter__ = __len__ = values
+
+
+class Proxy:
+    @property
+    def __dict__(self) -> Any:
+        raise RuntimeError("it stands for something that is not there")
+
+
+def test_nothing_of_the_users_is_run(model: LanguageModel, expected: list[Tensor]) -> None:
+    lazy, proxy, name = Lazy(one=[]), Proxy(), type("Name", (), {"__module__": property(len), "streams": []})()
+    with model.generate(prompt(1, 6), max_new_tokens=STEPS) as tracer, tracer.all():
+        lazy["one"].append(stream(model))
+        name.streams.append(stream(model))
+    assert same(lazy["one"], expected) and same(name.streams, expected) and isinstance(proxy, Proxy)
+
+
 @contextmanager
 def every_step(tracer: Any) -> Iterator[None]:
     with tracer.all():

@@ -12,7 +12,7 @@ from nnzoo.tracing.tape import StepValues
 LONG = 10_000  # what is longer is not looked into for lists in it
 MANY = 50_000  # things that are looked at, in all
 DEEP = 3  # lists in a list, those in them, and those in these
-LIBRARIES = ("torch", "nnzoo", "transformers", "numpy", "builtins")  # their objects hold no lists of the user's
+LIBRARIES = {"torch", "nnzoo", "transformers", "numpy", "builtins"}  # their objects hold no lists of the user's
 
 
 def users_lists() -> list[list | defaultdict]:
@@ -39,15 +39,17 @@ def is_list(value: Any) -> bool:
 def _parts(value: Any, names: frozenset[str]) -> list[Any]:
     """What stands in a list, a tuple or a dict, or in an object's attributes; of a module, those with such names."""
     kind = type(value)
-    if issubclass(kind, list | tuple | dict):
-        return [] if len(value) > LONG else [*(value.values() if isinstance(value, dict) else value)]
+    for base in (list, tuple, dict):
+        if issubclass(kind, base):  # by the methods of the base: a class of its own may load what is asked for
+            values = dict.values if base is dict else base.__iter__
+            return [] if base.__len__(value) > LONG else [*values(value)]
     if kind in (BuiltinMethodType, MethodType):  # append = states.append
         return [value.__self__]
     if kind is FunctionType:
         return [*_closure(value)]
     if kind is ModuleType:
         return [vars(value)[name] for name in names & vars(value).keys()]
-    if (value if kind is type else kind).__module__.startswith(LIBRARIES):
+    if str((value if kind is type else kind).__module__).split(".")[0] in LIBRARIES:
         return []
     return [*(vars(value).values() if kind is type else _attributes(value))]
 
@@ -60,7 +62,7 @@ def _closure(function: FunctionType) -> Iterator[Any]:
 
 def _attributes(value: Any) -> Iterator[Any]:
     """An object's own, those in slots, and what its class has; no code of its own is run for them."""
-    with suppress(AttributeError):
+    with suppress(Exception):  # it has none, or stands for something that is not there
         yield from object.__getattribute__(value, "__dict__").values()
     for kind in type(value).__mro__[:-1]:
         for one in [*vars(kind).values()]:
