@@ -150,7 +150,17 @@ def by_name(fn: HookFunction) -> HookFunction:
         named = "hook" in inspect.signature(fn).parameters
     except (TypeError, ValueError):  # a builtin that does not tell its parameters
         named = False
-    return (lambda value, point: fn(value, hook=point)) if named else fn  # type: ignore[call-arg]
+    return ByName(fn) if named else fn
+
+
+@dataclass(frozen=True)
+class ByName:
+    """A function that takes the hook point as `hook`, called as one of (value, hook point); it can be pickled."""
+
+    fn: Callable[..., Tensor | None]
+
+    def __call__(self, value: Tensor, point: HookPoint) -> Tensor | None:
+        return self.fn(value, hook=point)
 
 
 def pairs_of(hooks: Iterable[Any], argument: str) -> list[tuple[Any, HookFunction]]:

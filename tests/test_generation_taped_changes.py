@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook
 
 from families import ours
+from nnzoo.architectures.attention import Attention
 from nnzoo.architectures.gpt2 import GPT2, MLP
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import Edit
@@ -135,11 +136,15 @@ def test_a_window_that_changes_between_two_generations():
     same(decoded(model), plainly(decoded, model))
 
 
-def test_a_class_that_changes_between_two_generations(monkeypatch):
-    model, forward = fresh(), MLP.forward
-    decoded(model)
-    monkeypatch.setattr(MLP, "forward", lambda self, x: forward(self, x) / 2)
-    same(decoded(model), plainly(decoded, model))
+@pytest.mark.parametrize(("kind", "name"), [(MLP, "forward"), (Attention, "merge_heads")])
+def test_a_class_that_changes_between_two_generations(kind, name, monkeypatch):
+    model, method = fresh(), getattr(kind, name)
+    before = decoded(model)
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, name, lambda self, x: method(self, x) / 2)
+        same(decoded(model), usual := plainly(decoded, model))
+    same(decoded(model), before)
+    assert not torch.equal(before.logits[0], usual.logits[0])
 
 
 def test_modules_that_take_the_place_of_others_in_memory():

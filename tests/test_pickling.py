@@ -4,12 +4,14 @@ import copy
 import multiprocessing
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nnzoo import LanguageModel
+from nnzoo.architectures.hooks import HookPoint
 from nnzoo.weights.hub import Access
 
 pytestmark = pytest.mark.local("a model of this process is pickled")
@@ -115,6 +117,31 @@ def test_copies_share_the_weights_and_take_turns():
     model = LanguageModel("nnzoo/tiny-gpt2")
     other = copy.copy(model)
     assert other._model is model._model and other.lock is model.lock
+
+
+def no_stream(value: Tensor, hook: HookPoint) -> Tensor:
+    return torch.zeros_like(value)
+
+
+def test_hooks_of_the_native_model_go_along():
+    model = LanguageModel("nnzoo/tiny-gpt2")
+    plain = model(TEXT)
+    model._model.add_hook("blocks.1.hook_resid_post", no_stream)
+    again = pickled(model)
+    assert torch.equal(again(TEXT), model(TEXT)) and not torch.equal(plain, model(TEXT))
+    again._model.reset_hooks()
+    assert torch.equal(again(TEXT), plain)
+
+
+def test_weights_are_read_from_the_folder_that_was_named_wherever_that_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    LanguageModel("nnzoo/tiny-gpt2").save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    model, stored = LanguageModel("model"), pickle.dumps(LanguageModel("model"))
+    monkeypatch.chdir("/")
+    assert model.repo_id == "model"
+    assert torch.equal(model(TEXT), pickle.loads(stored)(TEXT))
 
 
 def test_a_pickle_holds_no_secret():

@@ -67,6 +67,7 @@ def open_checkpoint(
     access = Access(revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
     folder = local_folder(path_or_id, revision)
     if folder is not None:
+        folder = folder.absolute()  # weights are read later, maybe from another working directory
         return Checkpoint(str(path_or_id), folder, None, read_config(folder), read_origin(folder))
     folder = download(str(path_or_id), access, weights=False)
     return Checkpoint(str(path_or_id), folder, access, read_config(folder), read_origin(folder))

@@ -127,6 +127,9 @@ class Listeners:
         sizes: list[Any] = [(p.shape, p.stride()) for p in map(getitem, *self._weights)]
         sizes += [(len(one._modules), len(vars(one))) for one in (model, *self._modules)]
         values: list[Any] = [type(model), *(getattr(type(model), name) for name in STEP)]
+        classes = dict.fromkeys(one for module in (model, *self._modules) for one in _classes(type(module)))
+        sizes += [len(vars(one)) for one in classes]
+        values += [value for one in classes for value in vars(one).values()]
         values += [value for key, value in vars(model).items() if key[0] != "_"]
         values += [point.hooks for point in model.hook_points.values()]
         values += [x for one in self._modules for x in (type(one), type(one).forward, one._compiled_call_impl)]
@@ -153,11 +156,17 @@ def _is_foreign(module: nn.Module) -> bool:
             return True
         if module.training and kind.__module__.startswith("torch."):
             return True
-    functions = methods + [value for value in own.values() if isinstance(value, FunctionType | MethodType)]
+    others = [*own.values(), *(value for one in _classes(kind) for value in vars(one).values())]
+    functions = methods + [value for value in others if isinstance(value, FunctionType | MethodType)]
     return not (
         all(str(function.__module__).startswith(OURS) for function in functions)
         and all(_is_ordinary(p) for p in module._parameters.values() if p is not None)
     )
+
+
+def _classes(kind: type) -> list[type]:
+    """A class and those that it inherits from, as far as they are ours."""
+    return [one for one in kind.__mro__ if one.__module__.startswith("nnzoo.")]
 
 
 def _part(name: str, last: int) -> int:

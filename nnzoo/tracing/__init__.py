@@ -21,8 +21,8 @@ stopped; batch.py: several prompts as one; run.py: values and how long they live
 decoding.py: who chooses tokens.
 
 Other blocks. traced.py: what LanguageModel offers. invoking.py, session.py, scanning.py, saving.py, caching.py, and for
-generation steps.py, step_lists.py, pending.py. editing.py, edit_steps.py: an edit's body; edits.py: what it did, on a
-tape (tape.py, lengths.py); playback.py: done in later traces; edit_files.py: edits in a file.
+generation steps.py, step_lists.py, users_lists.py, pending.py. editing.py, edit_steps.py: an edit's body; edits.py:
+what it did, on a tape (tape.py, lengths.py); playback.py: done in later traces; edit_files.py: edits in a file.
 
 The graph as data. graph_object.py: `tracer.graph`. entries.py: nodes as plain data; graph_json.py, values.py,
 stored_tensors.py, functions.py: how they are written; replay.py, call_checks.py: recorded again on a model, and

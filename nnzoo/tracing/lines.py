@@ -1,6 +1,9 @@
 """Lines of the user's: where something was recorded, and where the traceback of an error ends."""
 
+import contextlib
+import inspect
 import sys
+import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +20,7 @@ from nnzoo.tracing.graph import Line
 # the latter two stand beside nnzoo in a checkout
 _OURS = (str(Path(__file__).parents[1]), *(one.__path__[0] for one in (architectures, weights)))
 _LIBRARIES = (*_OURS, *(one.__path__[0] for one in (torch, einops, jaxtyping)), "<@beartype")
+_INSTALLED = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<frozen ")
 
 
 def user_line() -> Line:
@@ -25,15 +29,32 @@ def user_line() -> Line:
     return Line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
-def named_by_user() -> Iterator[Any]:
-    """What the user's code around that line can name: its variables, the globals it uses, and attributes of either."""
-    frame = _users_frame()
-    names = frame.f_code.co_names
-    for value in [*frame.f_locals.values(), *(frame.f_globals[name] for name in names if name in frame.f_globals)]:
-        yield value
-        own = getattr(value, "__dict__", None)
-        if isinstance(own, dict):
-            yield from [own[name] for name in names if name in own]
+def users_variables() -> Iterator[tuple[list[Any], frozenset[str]]]:
+    """What the user's code at that line can name: variables and globals, and the names that stand in the code.
+
+    First of the function around it, then of those that call it, as far as they are the user's too.
+    """
+    frame: FrameType | None = _users_frame()
+    while frame is not None:
+        names = frame.f_code.co_names
+        used = [frame.f_globals[name] for name in names if name in frame.f_globals]
+        yield _variables(frame) + used, frozenset(names)
+        frame = frame.f_back
+        while frame is not None and _stands_between(frame.f_code.co_filename):
+            frame = frame.f_back
+        if frame is not None and frame.f_code.co_filename.startswith(_INSTALLED):
+            return
+
+
+def _variables(frame: FrameType) -> list[Any]:
+    """The values of a frame's variables."""
+    names, code = frame.f_locals, frame.f_code
+    values = [*names.values()]
+    is_copy = type(names) is dict and bool(code.co_flags & inspect.CO_OPTIMIZED)  # before Python 3.13, of a function
+    if is_copy and sys.getrefcount(names) == 3:  # the frame has it, and we; else it would keep the values until then
+        for name in code.co_varnames + code.co_cellvars + code.co_freevars:
+            names.pop(name, None)
+    return values
 
 
 def _users_frame() -> FrameType:
@@ -41,6 +62,11 @@ def _users_frame() -> FrameType:
     while frame.f_back is not None and _is_library(frame.f_code.co_filename):
         frame = frame.f_back
     return frame
+
+
+def _stands_between(filename: str) -> bool:
+    """Whether a file is of a library that calls the user's code in the user's own name, as an ExitStack does."""
+    return filename == contextlib.__file__ or _is_library(filename)
 
 
 @lru_cache(1024)  # notebooks have a file a cell

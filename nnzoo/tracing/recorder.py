@@ -35,6 +35,7 @@ from nnzoo.tracing.lengths import map_lengths
 from nnzoo.tracing.modes import Modes
 from nnzoo.tracing.random_numbers import draw
 from nnzoo.tracing.saved_numbers import with_value
+from nnzoo.tracing.step_lists import Appended
 from nnzoo.tracing.tape import StepValues, Tape
 from nnzoo.tracing.writing import TraceError, Writer
 
@@ -72,6 +73,7 @@ class Recorder(Writer):
         self._moves = moves(device)
         self.saved: set[Node] = set()
         self.lists: list[StepValues] = []  # those of a `with tracer.iter[...]`
+        self.appended = Appended()  # to lists of the user's, in one
         self.roots: list[Node] = []  # what was asked for when the body was over
         self.alive: list[weakref.ref[LazyTensor]] = []
         self.open = True

@@ -68,6 +68,7 @@ class Steps:
             which = [which]
         self._steps = list(range(most)[which]) if isinstance(which, slice) else [_checked(n, most) for n in which]
         self._asked = _asked(which, most) if isinstance(which, slice) else len(self._steps)
+        self._lists: StepLists | None = None  # while the body of a `with` runs
 
     def __iter__(self) -> Iterator[int]:
         tracer, before = self._tracer, self._tracer.step
@@ -110,7 +111,7 @@ class Steps:
                 "a `with tracer.iter[...]` of several steps; write `for step in tracer.iter[...]`",
                 start=len(tracer.recorder.nodes),
             )
-            self._lists = StepLists()
+            self._lists = StepLists(tracer.recorder.appended, len(tracer.recorder.nodes))
         return self._steps[0] if len(self._steps) == 1 else AllAtOnce(self._steps)
 
     def __exit__(
@@ -118,16 +119,23 @@ class Steps:
     ) -> None:
         tracer = self._tracer
         tape, tracer.recorder.tape = tracer.recorder.tape, None
-        if kind is None and tape is not None:
-            self._lists.end_first()
-            for step in self._steps[1:]:
-                tracer.step = step
-                player = self._player()
-                tape.play(player)
-                for values in tape.kept:
-                    values.append(player.value(values.first._node).save())
-                self._lists.step(player.value)
-        tracer.step = self._before
+        lists, self._lists = self._lists, None  # the user's, who may keep this object
+        try:
+            if kind is None and tape is not None and lists is not None:
+                lists.end_first()
+                self._play(tape, lists)
+        finally:
+            tracer.step = self._before
+
+    def _play(self, tape: Tape, lists: StepLists) -> None:
+        """Do at the further steps what was done at the first."""
+        for step in self._steps[1:]:
+            self._tracer.step = step
+            player = self._player()
+            tape.play(player)
+            for values in tape.kept:
+                values.append(player.value(values.first._node).save())
+            lists.step(player)
 
     def _player(self) -> Player:
         tracer, first = self._tracer, self._steps[0]

@@ -147,10 +147,12 @@ class Tracer:
             )
         for last in self._at_the_end:
             last(self)
+        self.recorder.appended.let_go()
 
     def _drop_steps_not_made(self) -> None:
         for steps in self.recorder.lists:  # the text may have ended before the last of them
             steps[:] = [value for value in steps if not isinstance(value, LazyTensor)]
+        self.recorder.appended.drop_steps_not_made(self.recorder)
 
     # --- prompts -------------------------------------------------------------------------------------------------
 
