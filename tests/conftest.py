@@ -1,4 +1,7 @@
-"""What holds for the whole suite: offline, seeded, and with every annotated shape checked."""
+"""What holds for the whole suite: offline, seeded, and with every annotated shape checked, but for what says it is not.
+
+Comparisons of whole generations are `unchecked`; what they call is checked in the tests of a single pass.
+"""
 
 import gc
 import os

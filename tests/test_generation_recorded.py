@@ -17,6 +17,8 @@ from nnzoo.weights import load
 from recorded_steps import NEW, PADDED, TOKENS, Keeping, agree, decoded, listened, plainly
 from tape import taped
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # whole generations: checked calls take twice as long
+
 MODELS = [
     *PLAIN,
     ("gpt2", "inverse_layer_scale"),

@@ -25,7 +25,7 @@ from nnzoo.generation.tapes import Tape
 from recorded_steps import NEW, PADDED, TOKENS, Keeping, counted, decoded, listened, plainly
 from test_generation_recorded import MODELS, OPTIONS
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # whole generations: checked calls would take ten times as long
+pytestmark = pytest.mark.usefixtures("unchecked")  # whole generations: checked calls take twice as long
 
 
 @pytest.fixture(autouse=True)
