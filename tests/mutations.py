@@ -30,6 +30,13 @@ FIRST = {
     "tapes.py": "test_tapes",
     "steps.py": "test_generation_taped_changes",
 }
+GENERATING = [
+    "test_generation_taped",
+    "test_generation_taped_changes",
+    "test_tapes",
+    "test_generation_recorded",
+    "test_generation_unrecorded",
+]
 TESTS = {
     "architectures": [
         "test_parity",
@@ -39,14 +46,9 @@ TESTS = {
         "test_padding",
         "test_kv_cache",
         "test_products",
+        *GENERATING,
     ],
-    "nnzoo/generation": [
-        "test_generation_taped",
-        "test_generation_taped_changes",
-        "test_tapes",
-        "test_generation_recorded",
-        "test_generation_unrecorded",
-    ],
+    "nnzoo/generation": GENERATING,
 }
 ALL = MODELS + PRODUCTS + GENERATION
 MUTATIONS = {mutation.name: mutation for mutation in ALL}

@@ -39,7 +39,7 @@ GPT2 = [
     Mutation("gpt2_layer_scale_ignored", "gpt2.py", "if config.scale_by_layer:", "if False:"),
     Mutation("gpt2_qkv_bias", "gpt2.py", "self.hook_qkv(self.qkv(x))", "self.hook_qkv(x @ self.qkv.weight)"),
     Mutation("gpt2_up_bias", "gpt2.py", "self.hook_pre(self.up(x))", "self.hook_pre(x @ self.up.weight)"),
-    Mutation("gpt2_down_bias", "gpt2.py", "return self.down(post)", "return post @ self.down.weight"),
+    Mutation("gpt2_down_bias", "gpt2.py", "return self.down(neurons)", "return neurons @ self.down.weight"),
     Mutation("gpt2_ln1_for_ln2", "gpt2.py", "self.mlp(self.ln2(", "self.mlp(self.ln1("),
     Mutation("gpt2_no_final_norm", "gpt2.py", "self.unembed(self.ln_final(x))", "self.unembed(x)"),
     Mutation("gpt2_keys_before_queries", "gpt2.py", "q, k, v = qkv.view", "k, q, v = qkv.view"),

@@ -3,20 +3,22 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnzoo.architectures import products
-from nnzoo.architectures.products import BLOCKS, FEW, MANY, SMALL, by_onednn, chosen_by_pytorch, in_blocks, linear
+from nnzoo.architectures.products import BLOCKS, FEW, MANY, SMALL, by_onednn, chosen_by_pytorch, linear, on_intel
 
 D_IN, D_OUT = 512, 640
 TIMES = 2.5 if products.faster_way() is by_onednn else 4  # MKL's errors; it is more exact where it is taken
-WAYS = {"by oneDNN": by_onednn, "in blocks": in_blocks}
+WAYS = {"by oneDNN": (by_onednn, 1), "on Intel": (on_intel, products.WIDE), "on Intel, wide": (on_intel, 1)}
 Way = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -37,9 +39,10 @@ def two_threads() -> Iterator[None]:
 @pytest.fixture(params=WAYS.values(), ids=WAYS)
 def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, two_threads: None) -> list[tuple]:
     """The calls that a way was asked for, which is the faster one now."""
-    way, calls = request.param, []
-    if way is by_onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    (way, wide), calls = request.param, []
+    if wide == 1 and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no such operator")
+    monkeypatch.setattr(products, "WIDE", wide)
     monkeypatch.setattr(products, "faster_way", lambda: lambda *args: calls.append(args) or way(*args))
     return calls
 
@@ -172,6 +175,24 @@ def test_transforms_see_pytorchs_own_product(asked: list):
     assert not asked
 
 
+class Following(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_mode_that_takes_operations_as_they_come_may_look(asked: list):
+    x, weight = values(16, D_IN), values(D_OUT, D_IN)
+    with Following():
+        linear(x, weight, None)
+        assert not asked
+        with products.followed():
+            linear(x, weight, None)
+            assert len(asked) == 1
+            with Following():
+                linear(x, weight, None)
+    assert len(asked) == 1
+
+
 def test_a_weight_that_is_small_or_of_a_class_of_its_own_is_pytorchs(asked: list):
     linear(values(16, 100), values(100, 100), None)
     linear(values(16, D_IN), values(D_OUT, D_IN).as_subclass(Noticing), None)
@@ -192,14 +213,14 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("threads", [2, BLOCKS])
 def test_blocks_of_d_in(blocks: list, two_threads: None, threads: int):
     torch.set_num_threads(threads)
-    in_blocks(values(2, MANY // 2, D_IN), values(D_IN, D_OUT).t(), None)
+    on_intel(values(2, MANY // 2, D_IN), values(D_IN, D_OUT).t(), None)
     assert blocks == [(BLOCKS, MANY, D_IN // BLOCKS, D_OUT)]
 
 
 def test_a_bias_stays_what_it_was(two_threads: None):
     weight, bias = values(D_IN, D_OUT).t(), values(D_OUT)
     before = bias.clone()
-    in_blocks(values(FEW, D_IN), weight, bias)
+    on_intel(values(FEW, D_IN), weight, bias)
     assert torch.equal(bias, before)
 
 
@@ -219,4 +240,16 @@ def test_pytorchs_own_product_where_blocks_gain_nothing(
 ):
     torch.set_num_threads(threads)
     x = values(rows, weight.shape[1])
-    assert torch.equal(in_blocks(x, weight, None), F.linear(x, weight)) and not blocks
+    assert torch.equal(on_intel(x, weight, None), F.linear(x, weight)) and not blocks
+
+
+@pytest.mark.parametrize("rows", [MANY, MANY + 1])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_wide_weight_goes_to_onednn(monkeypatch: pytest.MonkeyPatch, rows: int, missing: int):
+    calls = []
+    monkeypatch.setattr(products, "WIDE", D_IN * D_OUT + missing)
+    monkeypatch.setattr(products, "by_onednn", lambda *args: calls.append(args) or F.linear(*args))
+    on_intel(values(rows, D_IN), values(D_OUT, D_IN), None)
+    on_intel(values(rows, D_IN), values(D_IN, D_OUT).t(), None)
+    on_intel(values(rows, D_IN), values(D_OUT, 2 * D_IN)[:, :D_IN], None)
+    assert len(calls) == (rows == MANY and not missing)
