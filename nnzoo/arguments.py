@@ -114,3 +114,16 @@ def settings_of_tokenizer(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     if settings.get("padding_side", "left") != "left":
         raise TypeError("prompts of different lengths are padded on the left here; leave padding_side out")
     return settings
+
+
+def set_up(tokenizer: Any, settings: Mapping[str, Any]) -> None:
+    """Let a tokenizer pad on the left, by the end token where it has no other, and give it the `settings`.
+
+    Its tables of several texts, `model.tokenizer(texts, padding=True)`, then end with each text's last token.
+    """
+    if hasattr(tokenizer, "padding_side"):
+        tokenizer.padding_side = "left"
+    if getattr(tokenizer, "pad_token", "") is None and getattr(tokenizer, "eos_token", None) is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    for name, value in settings.items():
+        setattr(tokenizer, name, value)

@@ -143,7 +143,7 @@ class LanguageModel(TracedModel):
 
     @property
     def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer; transformers is imported when it is first asked for.
+        """The Hugging Face tokenizer, which pads on the left; transformers is imported when it is first asked for.
 
         Raises ValueError where the checkpoint has none.
         """
@@ -159,8 +159,7 @@ class LanguageModel(TracedModel):
             raise TypeError(
                 f"a tokenizer is an object, not a name; weights.load_tokenizer({tokenizer!r}) reads a folder's"
             )
-        for name, value in self._tokenizer_kwargs.items():
-            setattr(tokenizer, name, value)
+        arguments.set_up(tokenizer, self._tokenizer_kwargs)
         self._tokenizer = tokenizer
 
     # --- copies --------------------------------------------------------------------------------------------------

@@ -278,6 +278,16 @@ class TestArguments:
         with pytest.raises(TypeError, match="save_pretrained"):
             check_path(theirs("gpt2", "default"))
 
+    def test_a_tokenizer_pads_on_the_left_so_that_each_row_ends_with_its_last_token(self) -> None:
+        short, long = "The capital of France is", "When Mary and John went to the store, John gave a drink to"
+        model, own = LanguageModel("nnzoo/tiny-gpt2"), LanguageModel("nnzoo/tiny-gpt2").tokenizer
+        own.padding_side, own.pad_token = "right", None
+        for one in (model, LanguageModel("nnzoo/tiny-gpt2", tokenizer=own)):
+            table = one.tokenizer([short, long], padding=True, return_tensors="pt")
+            ids = one.generate(table, max_new_tokens=1)
+            assert torch.equal(ids[:1, -1], one.generate(short, max_new_tokens=1)[:, -1])
+            assert torch.equal(table.input_ids, one.prepare([short, long]).tokens)
+
     def test_a_tokenizer_gets_its_settings(self) -> None:
         class Words:
             pad_token = None

@@ -242,3 +242,29 @@ def test_the_number_of_a_step_is_refused_where_the_body_runs_once_for_several(us
             use(step)
     with model.generate(prompt(1, 6), max_new_tokens=2) as tracer, tracer.iter[1] as step:
         assert use(step) is not None and step == 1
+
+
+def test_a_trace_without_the_cache_is_warned_of_where_its_values_would_be_others() -> None:
+    model, tokens = traced(*PLAIN[0]), prompt(1, 6)
+    asked: dict[str, Any] = {"max_new_tokens": 2, "use_cache": False}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert model.generate(tokens, **asked).shape == (1, 8) and not caught
+        with model.generate(tokens, **asked):
+            pass
+        with model.generate(**asked) as tracer, tracer.invoke(tokens):
+            pass
+        with model.trace(tokens):
+            model.generate(**asked)
+    assert len(caught) == 3
+    assert all("use_cache=False has no effect in a trace: each step after" in str(one.message) for one in caught)
+
+
+def test_a_prompt_that_ends_with_padding_is_warned_of() -> None:
+    model, mask = traced(*PLAIN[0]), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    for one, n_said in ((mask, 0), (mask.flip(1), 1)):
+        table = {"input_ids": prompt(2, 4), "attention_mask": one}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert model.generate(table, max_new_tokens=2).shape == (2, 6)
+        assert len(caught) == n_said and all("ends with padding" in str(said.message) for said in caught)

@@ -1,6 +1,6 @@
 """What makes a LanguageModel traced: `trace`, `generate`, and which body is running."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from torch import Tensor
 from nnzoo.envoys.answers import answer
 from nnzoo.envoys.whole import WholeModel
 from nnzoo.generation import Decoder, Options, adopt, fork, options_for, run, streamed
+from nnzoo.generation.options import warn
 from nnzoo.prompt_names import KEYWORDS
 from nnzoo.prompts import Prompt, Reader, read_prompt
 from nnzoo.tracing.edit_files import load_edits, save_edits
@@ -123,11 +124,11 @@ class TracedModel(WholeModel):
         if self._tracer.get() is not None:
             if args or given:
                 raise TraceError("generate() inside a trace takes options only: the prompt is the trace's")
+            _warn_of_cache(kwargs)
             return self._tracer.get().generate(kwargs, streamer)  # type: ignore[union-attr]  # it was there a line ago
+        opens = partial(self._open_generation, kwargs)
         if not args and not given:
-            return Generated(
-                _without_prompt, partial(self._open, None, remote, blocking, options=kwargs, streamer=streamer)
-            )
+            return Generated(_without_prompt, partial(opens, None, remote, blocking, options=kwargs, streamer=streamer))
         prompt = self.prepare(*args, **given)
         options = self.options(prompt.tokens, prompt.attention_mask, kwargs)  # what is wrong is said at this line
         if options.stop_strings and tokenizer is None:
@@ -136,10 +137,14 @@ class TracedModel(WholeModel):
         if streamer is not None:
             ids = make()
             return Generated(lambda: ids, _has_run)
-        generated = Generated(make, partial(self._open, prompt, remote, blocking, options=options))
+        generated = Generated(make, partial(opens, prompt, remote, blocking, options=options))
         if self._remote_session is not None:
             self._remote_session.generated.append(generated)
         return generated
+
+    def _open_generation(self, asked: Mapping[str, Any], *args: Any, **how: Any) -> Tracer:
+        _warn_of_cache(asked)
+        return self._open(*args, **how)
 
     def _generate(
         self,
@@ -166,6 +171,8 @@ class TracedModel(WholeModel):
 
     def options(self, tokens: Tensor, attention_mask: Tensor | None, asked: dict[str, Any]) -> Options:
         """How tokens are chosen: what is asked, else what the checkpoint says. Raises OptionError."""
+        if attention_mask is not None and not attention_mask[:, -1].all():
+            warn("a prompt ends with padding, and what is generated follows that: pad on the left instead")
         return options_for(self.skeleton, tokens, attention_mask, asked, self._checkpoint.origin.generation)
 
     # --- other contexts ------------------------------------------------------------------------------------------
@@ -324,6 +331,15 @@ def _has_run() -> Tracer:
         "with a prompt and a streamer generate() has run at once. A trace of it takes the prompt by an invoke: "
         "with model.generate(max_new_tokens=..., streamer=streamer) as tracer, tracer.invoke(prompt): ..."
     )
+
+
+def _warn_of_cache(asked: Mapping[str, Any]) -> None:
+    """Of what is generated alone the cache makes no difference, and of values and changes at steps it does."""
+    if asked.get("use_cache") is False:
+        warn(
+            "use_cache=False has no effect in a trace: each step after the prompt's has the newest token alone, and "
+            "what was changed at a token before stays changed. model.trace(ids) has them all, of ids so far"
+        )
 
 
 def _without_prompt() -> Tensor:
