@@ -16,7 +16,7 @@ from nnzoo.architectures import hooked_model, products
 from nnzoo.architectures.attention import ContextLengthError
 from nnzoo.architectures.hooked_model import HookedModel
 from nnzoo.architectures.hooks import Edit
-from nnzoo.generation import taped
+from nnzoo.generation import generate, taped
 from nnzoo.generation.loop import options_for, run
 from nnzoo.generation.recorded import WORTH, recorded
 from nnzoo.generation.steps import Listeners
@@ -271,6 +271,37 @@ def test_what_was_written_serves_the_next_generation():
     check(model, mask=PADDED.flip(1), made=0)
     with products.chosen_by_pytorch():
         check(model)
+
+
+def test_what_was_written_without_a_listener_serves_none_with_one():
+    model = ours("gpt2", "default")
+    point = model.hook_points["blocks.1.hook_resid_pre"]
+    decoded(model)
+    try:
+        point.hooks[:] = [Edit(lambda value, hook: value * 1.5)]
+        same(decoded(model), plainly(decoded, model))
+    finally:
+        point.hooks.clear()
+
+
+def test_a_listener_may_let_another_one_come():
+    model = ours("gpt2", "default")
+    early, late = (model.hook_points[f"blocks.{n}.hook_resid_pre"] for n in (0, 1))
+
+    def generated() -> Tensor:
+        late.hooks.clear()
+        steps = iter(range(NEW))
+        turned = Edit(lambda value, hook: value.flip(-1))
+        early.hooks[:] = [Edit(lambda value, hook: late.hooks.append(turned) if next(steps) == 9 else None)]
+        return generate(model, TOKENS, max_new_tokens=NEW)
+
+    try:
+        usual = plainly(generated)
+        assert torch.equal(generated(), usual)
+    finally:
+        early.hooks.clear()
+        late.hooks.clear()
+    assert not torch.equal(generate(model, TOKENS, max_new_tokens=NEW), usual)
 
 
 def test_generations_at_the_same_time_have_tapes_of_their_own():

@@ -62,8 +62,12 @@ class Recorded(ABC):
             way.enter(tokens)
         while part <= len(model.blocks):
             stretch = stretches.get(part)
-            x = way.go(x, part, part + 1) if stretch is None else stretch(x)
-            part = part + 1 if stretch is None else stretch.stop
+            if stretch is not None:
+                x, part = stretch(x), stretch.stop
+                continue
+            x, part = way.go(x, part, part + 1), part + 1
+            if stretches and self._before is not None and self._listeners.parts() != self._before[0]:
+                stretches = {}  # somebody who listened here has let others come: the rest of the step is as usual
         return x[:, -1]
 
     def stretches(self, tokens: Int[Tensor, "batch new"]) -> Mapping[int, Stretch]:
