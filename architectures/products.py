@@ -55,7 +55,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The product x W^T + b, as `nn.functional.linear`; x is [... d_in], W [d_out d_in].
 
     PyTorch asks MKL for it. In float32 there is a faster way for eight vectors or more: `by_onednn` on processors by
-    AMD, and `on_intel` on others. It is taken where nothing follows the operations, gradients least of all, and not
+    AMD, and `on_intel` on Intel's. It is taken where nothing follows the operations, gradients least of all, and not
     where `torch.backends.mkldnn.flags(enabled=False)` says so. Its rounding errors are up to three times as large, 1e-7
     of the largest value on average.
     """
@@ -69,7 +69,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A product by a library that uses AVX-512 on any processor that has it; MKL does on Intel's only.
 
-    It takes 0.7 to 0.9 of MKL's time there and, where weights are wide, 0.5 to 0.95 on Intel's. PyTorch's way to it
+    It takes 0.7 to 0.9 of MKL's time on AMD's and, where weights are wide, 0.5 to 0.95 on Intel's. PyTorch's way to it
     knows no gradients and no transforms.
     """
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -1,7 +1,9 @@
 """Lists that the body of a `with tracer.iter[...]` appends to: it runs once, and each step appends values of its own.
 
-with tracer.all():
-    states.append(model.transformer.h[1].output[0])
+What nnsight's tutorials write:
+
+    with tracer.all():
+        states.append(model.transformer.h[1].output[0])
 """
 
 import sys
